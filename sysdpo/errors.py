@@ -1,0 +1,19 @@
+"""The one exception a user is meant to read: a setting is wrong, and this line says how to mend it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SettingError(ValueError):
+    """A mistake in a config, a data set or a file. One line: the setting, its value, the remedy.
+
+    Commands print it without a traceback and exit with status 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`unknown 'psi3'; did you mean 'psi1'? Known: psi1, psi2` — the tail of an error about a name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"unknown {name!r}{hint} Known: {', '.join(known) or 'none'}"
