@@ -1,0 +1,226 @@
+"""A compound system as a directed acyclic graph of variables (section 2.1). Structure only: no models, no tensors."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+Role = Literal["input", "intermediate", "final"]
+
+
+class GraphError(ValueError):
+    """The description of a system is not a graph that can be sampled and factorised."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One node.
+
+    `parents` maps the name by which the component knows a parent to the variable that fills it; a plain list of
+    names in the config means that both are the same. `plate` marks a variable that has one value for each element
+    of a list: it either opens the plate (no parent lies in it: its component returns the list) or lives in it.
+    """
+
+    name: str
+    role: Role
+    component: str | None = None
+    parents: tuple[tuple[str, str], ...] = ()
+    plate: str | None = None
+
+    @property
+    def parent_names(self) -> tuple[str, ...]:
+        return tuple(variable for _, variable in self.parents)
+
+
+class SystemGraph:
+    """The variables of a system in topological order.
+
+    Args:
+        variables: `{name: {role, component, parents, plate}}`, as written under `conf/system/`.
+        components: the components that exist; None leaves their names unchecked.
+
+    Raises:
+        GraphError: for anything that could not be sampled from front to back, in one line that says what and where.
+    """
+
+    def __init__(self, variables: Mapping[str, Mapping[str, Any]], components: Collection[str] | None = None) -> None:
+        parsed = {name: _parse(name, fields) for name, fields in variables.items()}
+        _check_names(parsed, components)
+        self.variables: dict[str, Variable] = {name: parsed[name] for name in _topological_order(parsed)}
+        _check_reachability(self)
+        self.components: tuple[str, ...] = tuple(
+            dict.fromkeys(v.component for v in self.generated if v.component is not None)
+        )
+
+    def __iter__(self) -> Iterator[Variable]:
+        return iter(self.variables.values())
+
+    def __getitem__(self, name: str) -> Variable:
+        return self.variables[name]
+
+    def _with_role(self, *roles: Role) -> tuple[Variable, ...]:
+        return tuple(v for v in self if v.role in roles)
+
+    @property
+    def inputs(self) -> tuple[Variable, ...]:
+        return self._with_role("input")
+
+    @property
+    def intermediates(self) -> tuple[Variable, ...]:
+        return self._with_role("intermediate")
+
+    @property
+    def finals(self) -> tuple[Variable, ...]:
+        return self._with_role("final")
+
+    @property
+    def generated(self) -> tuple[Variable, ...]:
+        """Every variable that a component draws, parents first."""
+        return self._with_role("intermediate", "final")
+
+    def opens_plate(self, name: str) -> bool:
+        """Whether the component of this variable returns the list whose elements the plate repeats over."""
+        variable = self.variables[name]
+        return variable.plate is not None and all(
+            self.variables[p].plate != variable.plate for p in variable.parent_names
+        )
+
+    def to_mermaid(self) -> str:
+        """The graph as a Mermaid flowchart: stadiums are inputs, boxes intermediates, double boxes finals."""
+        shapes: dict[Role, tuple[str, str]] = {
+            "input": ("([", "])"),
+            "intermediate": ("[", "]"),
+            "final": ("[[", "]]"),
+        }
+        lines = ["flowchart LR"]
+        for v in self:
+            opening, closing = shapes[v.role]
+            label = v.name if v.component is None else f"{v.name} ~ {v.component}"
+            lines.append(f'    {v.name}{opening}"{label}{f" (each of {v.plate})" if v.plate else ""}"{closing}')
+        lines += [f"    {parent} --> {v.name}" for v in self for parent in dict.fromkeys(v.parent_names)]
+        return "\n".join(lines)
+
+    def unroll(self, loop: Mapping[str, str], steps: int) -> "SystemGraph":
+        """Repeat one pass of a refinement loop `steps` times, as a graph without a cycle and with tied weights.
+
+        The graph describes a single pass. `loop` says what is carried over: `{"draft": "revision"}` makes the next
+        pass read the previous `revision` wherever this one reads `draft`. Variables that depend on a carried one
+        are repeated as `name_1, name_2, …`; the last pass keeps the plain names, so that the final variables of a
+        data set are the same for every number of steps. Everything else, and every component, is shared.
+        """
+        if steps < 1:
+            raise GraphError(f"unroll.steps={steps}: a loop needs at least one pass.")
+        for carried, producer in loop.items():
+            for name in (carried, producer):
+                if name not in self.variables:
+                    raise GraphError(f"unroll.loop: {_unknown(name, self.variables)}")
+            if producer not in self._descendants(carried):
+                raise GraphError(
+                    f"unroll.loop {carried}: {producer}: the second does not depend on the first."
+                )
+        repeated = {name for carried in loop for name in self._descendants(carried)}
+
+        def name_in_pass(name: str, step: int) -> str:
+            if step > 1 and name in loop:  # what this pass reads is what the previous one produced
+                return name_in_pass(loop[name], step - 1)
+            return name if name not in repeated or step == steps else f"{name}_{step}"
+
+        unrolled: dict[str, Variable] = {v.name: v for v in self if v.name not in repeated}
+        for step in range(1, steps + 1):
+            for v in (v for v in self if v.name in repeated):
+                unrolled[name_in_pass(v.name, step)] = replace(
+                    v,
+                    name=name_in_pass(v.name, step),
+                    role=v.role if step == steps else "intermediate",
+                    parents=tuple((alias, name_in_pass(parent, step)) for alias, parent in v.parents),
+                )
+        return SystemGraph({name: _describe(v) for name, v in unrolled.items()})
+
+    def _descendants(self, name: str) -> set[str]:
+        found: set[str] = set()
+        for v in self:  # parents come first
+            if any(p == name or p in found for p in v.parent_names):
+                found.add(v.name)
+        return found
+
+
+def _describe(v: Variable) -> dict[str, Any]:
+    return {"role": v.role, "component": v.component, "parents": dict(v.parents), "plate": v.plate}
+
+
+def _parse(name: str, fields: Mapping[str, Any]) -> Variable:
+    allowed = ("role", "component", "parents", "plate")
+    for key in fields:
+        if key not in allowed:
+            raise GraphError(f"variable {name!r}: {_unknown(key, allowed)}")
+    role: Any = fields.get("role")
+    if role not in get_args(Role):
+        raise GraphError(f"variable {name!r}: role={role!r}; choose input, intermediate or final.")
+    component = fields.get("component")
+    if component is not None and not isinstance(component, str):
+        raise GraphError(f"variable {name!r} has two producers, {list(component)}; give it one component.")
+    parents = fields.get("parents") or ()
+    pairs = tuple(parents.items()) if isinstance(parents, Mapping) else tuple((p, p) for p in _names(name, parents))
+    if role == "input" and (component is not None or pairs):
+        raise GraphError(f"variable {name!r} is an input, so it cannot have a component or parents.")
+    if role != "input" and component is None:
+        raise GraphError(f"variable {name!r} is {role} but no component draws it; set its component.")
+    return Variable(name, role, component, pairs, fields.get("plate"))
+
+
+def _names(variable: str, parents: Any) -> Sequence[str]:
+    if isinstance(parents, str) or not all(isinstance(p, str) for p in parents):
+        raise GraphError(f"variable {variable!r}: parents={parents!r}; write a list of names, or name: variable.")
+    return list(parents)
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"unknown {name!r}" + (f"; did you mean {close[0]!r}?" if close else ".")
+
+
+def _check_names(variables: Mapping[str, Variable], components: Collection[str] | None) -> None:
+    for v in variables.values():
+        for parent in v.parent_names:
+            if parent not in variables:
+                raise GraphError(f"variable {v.name!r}: parent {_unknown(parent, variables)}")
+        if components is not None and v.component is not None and v.component not in components:
+            raise GraphError(f"variable {v.name!r}: component {_unknown(v.component, components)}")
+    if not any(v.role == "final" for v in variables.values()):
+        raise GraphError("the graph has no final variable; give at least one variable role: final.")
+
+
+def _topological_order(variables: Mapping[str, Variable]) -> list[str]:
+    order: list[str] = []
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        if name in path:
+            cycle = " -> ".join([*path[path.index(name) :], name][::-1])
+            raise GraphError(
+                f"the graph has a cycle: {cycle}; describe one pass and repeat it with unroll: {{loop, steps}}."
+            )
+        path.append(name)
+        for parent in variables[name].parent_names:
+            visit(parent)
+        path.pop()
+        order.append(name)
+
+    for name in variables:
+        visit(name)
+    return order
+
+
+def _check_reachability(graph: SystemGraph) -> None:
+    reachable = {v.name for v in graph.inputs}
+    for v in graph.generated:
+        if not reachable.intersection(v.parent_names):
+            raise GraphError(f"variable {v.name!r} is unreachable: no path leads to it from an input.")
+        reachable.add(v.name)
+    useful = {v.name for v in graph.finals}
+    for v in reversed(graph.generated):
+        if v.name not in useful:
+            raise GraphError(f"variable {v.name!r} is unreachable from the other side: it leads to no final variable.")
+        useful.update(v.parent_names)

@@ -1,0 +1,109 @@
+"""The paper's mathematics as pure functions on tensors: fp32 in, fp32 out, no models, no I/O.
+
+A *margin* says how much more the policy favours the chosen outcome over the rejected one than the reference does, in
+nats; a *link* turns margins into a loss. Shapes: B preference pairs, V generated variables, K joint samples of the
+intermediates, N images.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Link = Literal["sigmoid", "ipo", "hinge"]
+Reduction = Literal["mean", "sum"]
+
+
+def direct_margin(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Equation 4: the graph factorises the likelihood (eq. 3), so the log-ratios of its variables add up.
+
+    Args:
+        chosen, rejected: log p(v | Pa(v)) - log p_ref(v | Pa(v)) of every variable, in nats, [B, V] each.
+
+    Returns:
+        Margins in nats, [B].
+    """
+    if chosen.shape != rejected.shape or chosen.dim() != 2:
+        raise ValueError(f"direct_margin needs two [B, V] tensors, got {tuple(chosen.shape)}, {tuple(rejected.shape)}")
+    return chosen.float().sum(-1) - rejected.float().sum(-1)
+
+
+def sampling_margin(
+    policy_chosen: Tensor, reference_chosen: Tensor, policy_rejected: Tensor, reference_rejected: Tensor
+) -> Tensor:
+    """Equation 9: the intermediates are summed out over K distinct joint samples, shared by both outcomes.
+
+    Args:
+        policy_chosen, …: joint log-probabilities log p(y^alpha, z | x) in nats, [B, K] each. A row with fewer than
+            K samples is filled up with -inf in all four.
+
+    Returns:
+        Margins in nats, [B].
+    """
+    tensors = (policy_chosen, reference_chosen, policy_rejected, reference_rejected)
+    if any(t.shape != policy_chosen.shape or t.dim() != 2 for t in tensors):
+        raise ValueError(
+            f"sampling_margin needs four [B, K] tensors, got {', '.join(str(tuple(t.shape)) for t in tensors)}"
+        )
+    marginal = [torch.logsumexp(t.float(), dim=-1) for t in tensors]
+    return (marginal[0] - marginal[1]) - (marginal[2] - marginal[3])
+
+
+def preference_loss(margin: Tensor, beta: float, link: Link = "sigmoid", label_smoothing: float = 0.0) -> Tensor:
+    """Equation 2 on margins, and its two common relatives.
+
+    Args:
+        margin: [B], nats.
+        beta: strength of the pull towards the reference; larger keeps the system closer to it.
+        link: `sigmoid`: -(1-s) log sigma(beta m) - s log sigma(-beta m) (DPO; s > 0 is conservative DPO);
+            `ipo`: (m - 1/(2 beta))^2 (Azar et al., 2023); `hinge`: max(0, 1 - beta m) (SLiC; Zhao et al., 2023).
+        label_smoothing: s, the assumed share of flipped preferences, in [0, 0.5); `sigmoid` only.
+
+    Returns:
+        Loss of each pair, [B]. At margin 0 the sigmoid loss is ln 2.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta={beta}: must be positive")
+    if not 0.0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing={label_smoothing}: must lie in [0, 0.5)")
+    if label_smoothing and link != "sigmoid":
+        raise ValueError(f"label_smoothing={label_smoothing} is defined for link=sigmoid, not link={link}")
+    margin = margin.float()
+    if link == "sigmoid":
+        return -(1 - label_smoothing) * F.logsigmoid(beta * margin) - label_smoothing * F.logsigmoid(-beta * margin)
+    if link == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    if link == "hinge":
+        return torch.relu(1 - beta * margin)
+    raise ValueError(f"link={link!r}: choose one of {', '.join(get_args(Link))}")
+
+
+def denoising_log_ratio(
+    policy_error: Tensor,
+    reference_error: Tensor,
+    num_timesteps: int,
+    reduction: Reduction = "mean",
+    weight: float | Tensor = 1.0,
+) -> Tensor:
+    """Equation 17: a one-sample estimate of the bound on a diffusion model's log-ratio.
+
+    Args:
+        policy_error, reference_error: squared errors of the denoiser at one shared (t, noise), [N, C, H, W] each.
+        num_timesteps: T, the number of diffusion steps that the single t stands for.
+        reduction: over C, H, W. The paper's squared norm is `sum`; implementations of Diffusion-DPO take `mean`.
+        weight: w_t, a number or [N].
+
+    Returns:
+        T * w_t * (reduce(reference_error) - reduce(policy_error)), [N].
+    """
+    if policy_error.shape != reference_error.shape or policy_error.dim() != 4:
+        raise ValueError(
+            "denoising_log_ratio needs two [N, C, H, W] tensors, "
+            f"got {tuple(policy_error.shape)}, {tuple(reference_error.shape)}"
+        )
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction={reduction!r}: choose one of {', '.join(get_args(Reduction))}")
+    reduce = torch.mean if reduction == "mean" else torch.sum
+    difference = reduce(reference_error.float(), dim=(1, 2, 3)) - reduce(policy_error.float(), dim=(1, 2, 3))
+    return num_timesteps * weight * difference
