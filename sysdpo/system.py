@@ -1,0 +1,249 @@
+"""A compound system: a graph whose variables are drawn by components (sections 2.1 to 2.3)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sysdpo.components.base import Component, TokenSampler, Value
+from sysdpo.errors import SettingError, nearest
+from sysdpo.graph import SystemGraph, Variable
+
+Row = Mapping[str, Value]
+"""One assignment of values to variables; a variable in a plate holds a list."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two outcomes for one input, the first preferred.
+
+    `chosen` and `rejected` assign values to every generated variable (SysDPO-Direct) or at least to the final ones
+    (SysDPO-Sampling); `extra` keeps what else the data know of the row, for judges and reports.
+    """
+
+    index: int
+    inputs: Row
+    chosen: Row
+    rejected: Row
+    extra: Row = field(default_factory=dict)
+
+    def row(self, side: str) -> dict[str, Value]:
+        """The assignment of one side: inputs and that side's values."""
+        return {**self.inputs, **(self.chosen if side == "chosen" else self.rejected)}
+
+
+Quantity = Literal["log_prob", "reference_log_prob", "log_ratio"]
+
+
+class CompoundSystem(nn.Module):
+    """All components of a system in one module: one optimizer, one checkpoint, one forward for any graph.
+
+    Args:
+        graph: the structure.
+        components: `{name: component}` for every component the graph names.
+    """
+
+    def __init__(self, graph: SystemGraph, components: Mapping[str, Component]) -> None:
+        super().__init__()
+        for name in graph.components:
+            if name not in components:
+                raise SettingError(f"components: {nearest(name, components)}")
+        self.graph = graph
+        self.components = nn.ModuleDict({name: components[name] for name in graph.components})
+        for variable in graph.generated:
+            self.component_of(variable).check_parents(str(variable.component), [alias for alias, _ in variable.parents])
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def component(self, name: str) -> Component:
+        component = self.components[name]
+        assert isinstance(component, Component)
+        return component
+
+    def component_of(self, variable: Variable) -> Component:
+        return self.component(str(variable.component))
+
+    @property
+    def trainable(self) -> list[str]:
+        """The components that training changes."""
+        return [name for name in self.components if self.component(name).is_trainable]
+
+    def train_only(self, names: Sequence[str]) -> None:
+        """Make exactly these components trainable (`train: [...]`)."""
+        for name in names:
+            if name not in self.components:
+                raise SettingError(f"train: {nearest(name, self.components)}")
+        for name in self.components:
+            self.component(name).trainable(name in names)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, every component computes with its reference weights."""
+        with ExitStack() as stack:
+            for name in self.components:
+                stack.enter_context(self.component(name).reference())
+            yield
+
+    # ---- walking the graph -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Sequence[Row],
+        seeds: Sequence[int],
+        sampler: TokenSampler | None = None,
+        only: Sequence[str] | None = None,
+    ) -> list[dict[str, Value]]:
+        """Draw every generated variable (or those named in `only`), parents first.
+
+        Rows whose parents agree are drawn together: a component is asked for as many values as there are such rows,
+        so that a strategy which promises distinct values spreads them over the rows. Where it has fewer, the rows
+        share what there is.
+
+        Args:
+            inputs: one mapping a row, with at least the input variables.
+            seeds: one a row; what a row gets depends on its own seed and parents only.
+        """
+        rows: list[dict[str, Value]] = [dict(row) for row in inputs]
+        for position, variable in enumerate(self.graph.generated):
+            if only is not None and variable.name not in only:
+                continue
+            calls, owners = self._calls(variable, rows)
+            call_seeds = [_mix(seeds[row], position, element) for row, element in owners]
+            values = _draw_grouped(self.component_of(variable), calls, call_seeds, sampler)
+            self._assign(variable, rows, owners, values)
+        return rows
+
+    def log_prob(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """log p(v | Pa(v)) of every generated variable in every row: {variable: [N]}, nats."""
+        return self(rows, "log_prob")
+
+    def reference_log_prob(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """The same under the reference, without gradient."""
+        return self(rows, "reference_log_prob")
+
+    def log_ratio(self, rows: Sequence[Row], noise: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """log p(v | Pa(v)) - log p_ref(v | Pa(v)): {variable: [N]}, nats. `noise`: one seed a row, for bounds."""
+        return self(rows, "log_ratio", noise)
+
+    def forward(
+        self, rows: Sequence[Row], quantity: Quantity = "log_ratio", noise: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Any of the three quantities, so that a wrapper of the module sees every computation with gradients."""
+        output: dict[str, Tensor] = {}
+        for variable in self.graph.generated:
+            component = self.component_of(variable)
+            calls, owners = self._calls(variable, rows)
+            if component.likelihood == "constant" or not calls:
+                output[variable.name] = torch.zeros(len(rows), device=self.device)
+                continue
+            values = self._values(variable, rows, owners)
+            if quantity == "log_ratio":
+                seeds = None if noise is None else [_mix(noise[row], 0, element) for row, element in owners]
+                terms = component.log_ratio(values, calls, seeds)
+            elif quantity == "log_prob" and not component.is_trainable:
+                terms = component.reference_log_prob(values, calls)  # never updated: policy and reference agree
+            else:
+                terms = getattr(component, quantity)(values, calls)
+            index = torch.tensor([row for row, _ in owners], device=terms.device)
+            output[variable.name] = terms.new_zeros(len(rows)).index_add(0, index, terms)
+        return output
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Refuse rows that a component could not score, before any work is done."""
+        for variable in self.graph.generated:
+            calls, _ = self._calls(variable, rows, missing="")
+            for parents in calls:
+                self.component_of(variable).check_row(parents)
+
+    # ---- plates: one call an element, summed over the elements ---------------------------------------------------
+
+    def _calls(
+        self, variable: Variable, rows: Sequence[Row], missing: Value | None = None
+    ) -> tuple[list[dict[str, Value]], list[tuple[int, int]]]:
+        """The parents of every call of the variable's component, and the (row, element) each call belongs to."""
+        calls: list[dict[str, Value]] = []
+        owners: list[tuple[int, int]] = []
+        repeated = variable.plate is not None and not self.graph.opens_plate(variable.name)
+        for i, row in enumerate(rows):
+            parents = {
+                alias: row[name] if missing is None else row.get(name, missing) for alias, name in variable.parents
+            }
+            if not repeated:
+                calls.append(parents)
+                owners.append((i, 0))
+                continue
+            in_plate = {a for a, name in variable.parents if self.graph[name].plate == variable.plate}
+            sizes = {len(parents[alias]) for alias in in_plate}
+            if len(sizes) != 1:
+                raise SettingError(
+                    f"variable {variable.name!r}: its parents in plate {variable.plate!r} have {sorted(sizes)} "
+                    f"elements in row {i}; they must agree."
+                )
+            for element in range(sizes.pop()):
+                calls.append({a: v[element] if a in in_plate else v for a, v in parents.items()})
+                owners.append((i, element))
+        return calls, owners
+
+    def _values(self, variable: Variable, rows: Sequence[Row], owners: Sequence[tuple[int, int]]) -> list[Value]:
+        if variable.plate is None or self.graph.opens_plate(variable.name):
+            return [row[variable.name] for row in rows]
+        counts: dict[int, int] = {}
+        for row, _ in owners:
+            counts[row] = counts.get(row, 0) + 1
+        for i, values in enumerate(row[variable.name] for row in rows):
+            if len(values) != counts.get(i, 0):
+                raise SettingError(
+                    f"row {i}: {variable.name!r} has {len(values)} values where plate {variable.plate!r} has "
+                    f"{counts.get(i, 0)}."
+                )
+        return [rows[row][variable.name][element] for row, element in owners]
+
+    def _assign(
+        self,
+        variable: Variable,
+        rows: list[dict[str, Value]],
+        owners: Sequence[tuple[int, int]],
+        values: Sequence[Value],
+    ) -> None:
+        if variable.plate is None or self.graph.opens_plate(variable.name):
+            for row, value in zip(rows, values, strict=True):
+                row[variable.name] = value
+            return
+        for row in rows:
+            row[variable.name] = []
+        for (i, _), value in zip(owners, values, strict=True):
+            rows[i][variable.name].append(value)
+
+
+def _mix(seed: int, position: int, element: int) -> int:
+    """Independent streams for the variables and plate elements of one row."""
+    return (seed * 1_000_003 + position * 7_919 + element * 104_729) % (2**63 - 1)
+
+
+def _draw_grouped(
+    component: Component,
+    calls: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    sampler: TokenSampler | None,
+) -> list[Value]:
+    """One value a call; with a sampler, calls with equal parents share one request for several values."""
+    if sampler is None:
+        return [values[0] for values in component.sample(calls, 1, seeds)] if calls else []
+    groups: dict[str, list[int]] = {}
+    for i, parents in enumerate(calls):
+        groups.setdefault(repr(sorted(parents.items())), []).append(i)
+    result: list[Value] = [None] * len(calls)
+    for n in sorted({len(members) for members in groups.values()}):
+        same_size = [members for members in groups.values() if len(members) == n]
+        first = [members[0] for members in same_size]
+        drawn = component.sample([calls[i] for i in first], n, [seeds[i] for i in first], sampler)
+        for members, values in zip(same_size, drawn, strict=True):
+            for rank, i in enumerate(members):
+                result[i] = values[rank % len(values)]
+    return result
