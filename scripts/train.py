@@ -1,0 +1,14 @@
+"""One row of a table, or with -m several: python scripts/train.py -m experiment=table2 seed=0,1,2"""
+
+from sysdpo.cli import command
+
+
+@command
+def main(config):  # type: ignore[no-untyped-def]
+    from sysdpo.experiment import run
+
+    run(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Preference records, `{"x": …, "chosen": {variable: value}, "rejected": {…}}`, checked against a graph."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sysdpo.errors import SettingError
+from sysdpo.graph import SystemGraph
+from sysdpo.system import Pair
+
+Row = dict[str, Any]
+
+INPUT_COLUMNS = ("x", "prompt", "question", "instruction")
+"""Where the one input of a system is looked for in foreign data, if no column has its name."""
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """What a run needs: pairs to train on, pairs to stop by, rows to be judged on.
+
+    An evaluation row holds the inputs, `chosen` (the data set's preferred outcome) and the columns a judge needs.
+    """
+
+    train: list[Pair]
+    validation: list[Pair]
+    evaluation: list[Row]
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a JSONL file or of a `datasets` directory."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        from datasets import Dataset, DatasetDict, load_from_disk
+
+        loaded = load_from_disk(str(path))
+        if isinstance(loaded, DatasetDict):
+            raise SettingError(f"dataset.path={path}: has the splits {', '.join(loaded)}; name the folder of one.")
+        assert isinstance(loaded, Dataset)
+        rows = [dict(row) for row in loaded]
+    elif path.is_file():
+        rows = list(_parse_lines(path))
+    else:
+        raise SettingError(f"dataset.path={path}: there is no such file or folder.")
+    if not rows:
+        raise SettingError(f"dataset.path={path}: the data set is empty.")
+    return rows
+
+
+def _parse_lines(path: Path) -> Iterable[Row]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise SettingError(f"{path.name}, line {number}: not valid JSON ({error.msg}).") from error
+            if not isinstance(row, dict):
+                raise SettingError(f"{path.name}, line {number}: a row must be a JSON object.")
+            yield row
+
+
+def make_pairs(
+    rows: Sequence[Mapping[str, Any]],
+    graph: SystemGraph,
+    *,
+    needs_intermediates: bool,
+    inputs: Mapping[str, str] | None = None,
+) -> list[Pair]:
+    """Check rows against a graph, naming the first that lacks something.
+
+    Args:
+        rows: columns for the inputs, and `chosen` and `rejected`: a mapping of variables, or the value itself where
+            the graph has one final variable.
+        needs_intermediates: SysDPO-Direct scores every generated variable; SysDPO-Sampling the final ones only.
+        inputs: `{input variable: template over the row's columns}`, for data whose columns have other names.
+    """
+    if not rows:
+        raise SettingError("the data set is empty.")
+    columns = _input_templates(rows[0], graph, inputs)
+    wanted = [v.name for v in (graph.generated if needs_intermediates else graph.finals)]
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        sides = {side: _side(row, side, number, graph, wanted) for side in ("chosen", "rejected")}
+        values = {name: _fill(template, row, number, name) for name, template in columns.items()}
+        extra = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
+        pairs.append(Pair(number - 1, values, sides["chosen"], sides["rejected"], extra))
+    return pairs
+
+
+def _input_templates(row: Mapping[str, Any], graph: SystemGraph, inputs: Mapping[str, str] | None) -> dict[str, str]:
+    templates = dict(inputs or {})
+    for variable in graph.inputs:
+        if variable.name in templates:
+            continue
+        names = (variable.name, *(INPUT_COLUMNS if len(graph.inputs) == 1 else ()))
+        column = next((name for name in names if name in row), None)
+        if column is None:
+            raise SettingError(
+                f"row 1 lacks {variable.name!r} (its columns: {', '.join(row)}); "
+                f"set dataset.inputs.{variable.name}='{{column}}'."
+            )
+        templates[variable.name] = f"{{{column}}}"
+    return templates
+
+
+def _fill(template: str, row: Mapping[str, Any], number: int, variable: str) -> Any:
+    column = template[1:-1]
+    if template == f"{{{column}}}" and column in row:
+        value = row[column]
+    else:
+        try:
+            value = template.format(**row)
+        except KeyError as error:
+            raise SettingError(f"row {number} lacks the column {error} of dataset.inputs.{variable}.") from error
+    if value is None:
+        raise SettingError(f"row {number} lacks {variable!r}.")
+    return value
+
+
+def _side(row: Mapping[str, Any], side: str, number: int, graph: SystemGraph, wanted: Sequence[str]) -> Row:
+    value = row.get(side)
+    if value is None:
+        raise SettingError(f"row {number} lacks {side!r}.")
+    if not isinstance(value, Mapping):
+        if len(graph.finals) != 1:
+            names = ", ".join(v.name for v in graph.finals)
+            raise SettingError(f"row {number}: {side!r} must map each of {names} to its value.")
+        value = {graph.finals[0].name: value}
+    for name in wanted:
+        if value.get(name) is None:
+            hint = "" if graph[name].role == "final" else "; SysDPO-Direct needs it, objective=sampling does not"
+            raise SettingError(f"row {number}: {side!r} lacks the variable {name!r}{hint}.")
+    return {k: v for k, v in value.items() if k in graph.variables}

@@ -1,0 +1,208 @@
+"""Where preference data come from; `conf/dataset/` names one of these classes.
+
+A source is asked for its data with the untrained system at hand, because some sets are made of its samples.
+"""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from datasets import Dataset, disable_progress_bars
+
+from sysdpo.data.ranking import ranked_pairs
+from sysdpo.data.records import PreferenceData, Row, make_pairs, read_rows
+from sysdpo.data.verifiable import make_instructions
+from sysdpo.errors import SettingError
+from sysdpo.evaluation.oracle import score
+from sysdpo.progress import progress
+from sysdpo.system import CompoundSystem
+
+
+disable_progress_bars()
+
+
+class Source(Protocol):
+    def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
+        """The data for `system`; whatever takes time to make is kept in `folder`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Preferences that exist as a JSONL file or a `datasets` directory.
+
+    Args:
+        path: the file or folder.
+        evaluation: rows held out for evaluation: a count, or a share in (0, 1).
+        validation: pairs of the rest held out to stop training by.
+        inputs: `{input variable: template over columns}`, where the columns have other names.
+        seed: of the split.
+        limit: use only this many rows of the shuffled set.
+    """
+
+    path: str
+    evaluation: float = 0.0
+    validation: int = 0
+    inputs: Mapping[str, str] | None = None
+    seed: int = 0
+    limit: int | None = None
+
+    def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
+        rows = read_rows(self.path)
+        # every row is checked, in the file's order, before any is set aside
+        pairs = make_pairs(rows, system.graph, needs_intermediates=needs_intermediates, inputs=self.inputs)
+        return split(pairs, self.evaluation, self.validation, self.seed, self.limit)
+
+
+def split(
+    pairs: Sequence[Any], evaluation: float, validation: int, seed: int, limit: int | None = None
+) -> PreferenceData:
+    """Shuffle once, then hold out: evaluation rows first, validation pairs next (as `train_test_split`: ceil)."""
+    order = list(pairs)
+    random.Random(seed).shuffle(order)
+    order = order[:limit]
+    held = math.ceil(evaluation * len(order)) if 0 < evaluation < 1 else int(evaluation)
+    if held + validation >= len(order):
+        raise SettingError(
+            f"dataset.evaluation={evaluation} and dataset.validation={validation} leave nothing of {len(order)} rows "
+            "to train on; lower them."
+        )
+    rows = [{**p.extra, **p.inputs, "chosen": dict(p.chosen)} for p in order[:held]]
+    return PreferenceData(order[held + validation :], order[held : held + validation], rows)
+
+
+@dataclass(frozen=True)
+class VerifiableInstructions:
+    """Instructions whose answers a rule can score; pairs are samples of the untrained system ranked by that score.
+
+    Args:
+        prompts: training prompts; evaluation_prompts share no content word with them.
+        samples: drawn from the untrained system for each training prompt; evaluation_samples likewise, of which the
+            best is the evaluation prompt's `chosen` answer.
+        min_gap: pairs whose scores differ by no more are dropped; 0 drops ties only.
+        pairs_per_prompt: the widest gaps are kept.
+        validation: pairs held out to stop training by; their prompts are not trained on.
+        batch_size: samples drawn at a time.
+        seed: of prompts and samples.
+    """
+
+    prompts: int
+    evaluation_prompts: int = 193
+    samples: int = 4
+    evaluation_samples: int = 4
+    min_gap: float = 0.0
+    pairs_per_prompt: int = 1
+    validation: int = 0
+    batch_size: int = 64
+    seed: int = 0
+
+    def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
+        final = _only_final(system)
+        if not (folder / "card.json").exists():
+            self._build(system, final, folder)
+        train_rows, evaluation = read_rows(folder / "train"), read_rows(folder / "evaluation")
+        pairs = make_pairs(train_rows, system.graph, needs_intermediates=needs_intermediates)
+        held_prompts = list(dict.fromkeys(p.inputs["x"] for p in pairs))[::-1]
+        validation: list[Any] = []
+        while held_prompts and len(validation) < self.validation:
+            prompt = held_prompts.pop(0)
+            validation += [p for p in pairs if p.inputs["x"] == prompt]
+        held = {p.index for p in validation}
+        return PreferenceData([p for p in pairs if p.index not in held], validation, evaluation)
+
+    def _build(self, system: CompoundSystem, final: str, folder: Path) -> None:
+        train = make_instructions("train", self.prompts, self.seed)
+        evaluation = make_instructions("evaluation", self.evaluation_prompts, self.seed)
+        drawn = draw_samples(system, train, self.samples, self.seed, self.batch_size, folder / "train.partial.jsonl")
+        drawn_evaluation = draw_samples(
+            system,
+            evaluation,
+            self.evaluation_samples,
+            self.seed + 1,
+            self.batch_size,
+            folder / "evaluation.partial.jsonl",
+        )
+        pairs = []
+        for row, samples in zip(train, drawn, strict=True):
+            scores = [score(row["oracle"], s[final]) for s in samples]
+            for i, j in ranked_pairs(scores, self.min_gap, self.pairs_per_prompt):
+                pairs.append(
+                    {
+                        **row,
+                        "chosen": samples[i],
+                        "rejected": samples[j],
+                        "chosen_score": scores[i],
+                        "rejected_score": scores[j],
+                    }
+                )
+        if not pairs:
+            raise SettingError("dataset: no two samples of any prompt differ in score; raise dataset.prompts.")
+        judged = []
+        for row, samples in zip(evaluation, drawn_evaluation, strict=True):
+            scores = [score(row["oracle"], s[final]) for s in samples]
+            best = max(range(len(samples)), key=scores.__getitem__)
+            judged.append({**row, "chosen": samples[best], "chosen_score": scores[best]})
+        _store(folder, {"train": pairs, "evaluation": judged}, asdict(self))
+
+
+def _only_final(system: CompoundSystem) -> str:
+    if len(system.graph.finals) != 1:
+        raise SettingError(
+            "dataset=verifiable scores one text, but the system has "
+            f"{len(system.graph.finals)} final variables; use dataset=jsonl."
+        )
+    return system.graph.finals[0].name
+
+
+def draw_samples(
+    system: CompoundSystem, prompts: Sequence[Row], n: int, seed: int, batch_size: int, partial: Path
+) -> list[list[dict[str, Any]]]:
+    """`n` samples of all generated variables for each prompt; kept batch by batch, so that a killed build goes on."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    names = [v.name for v in system.graph.generated]
+    inputs = [v.name for v in system.graph.inputs]
+    done = _read_partial(partial)
+    requests = [(i, k) for i in range(len(prompts)) for k in range(n)]
+    batches = range(len(done), len(requests), batch_size)
+    with partial.open("a", encoding="utf-8") as file:
+        for start in progress(batches, f"sample {partial.name.split('.')[0]} set", total=len(batches)):
+            part = requests[start : start + batch_size]
+            rows = system.generate(
+                [{name: prompts[i][name] for name in inputs} for i, _ in part],
+                [(seed * 1_000_003 + i) * 1_009 + k for i, k in part],
+            )
+            for row in rows:
+                sample = {name: row[name] for name in names}
+                file.write(json.dumps(sample) + "\n")
+                done.append(sample)
+            file.flush()
+    return [done[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def _read_partial(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file whose writer may have been killed; a torn last line is removed."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    if whole != lines:
+        path.write_text("".join(whole), encoding="utf-8")
+    return [json.loads(line) for line in whole]
+
+
+def _store(folder: Path, parts: Mapping[str, list[Row]], card: Mapping[str, Any]) -> None:
+    for name, rows in parts.items():
+        target, fresh = folder / name, folder / f".{name}.partial"
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        Dataset.from_list(rows).save_to_disk(str(fresh))
+        fresh.rename(target)
+    # written last: its presence means that the set is whole
+    (folder / "card.json").write_text(
+        json.dumps({**card, "rows": {name: len(rows) for name, rows in parts.items()}}, indent=2) + "\n"
+    )
+    for name in parts:
+        (folder / f"{name}.partial.jsonl").unlink(missing_ok=True)

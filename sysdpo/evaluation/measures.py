@@ -1,0 +1,72 @@
+"""What is measured of a system's outputs: one class a table, on values alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from sysdpo.errors import SettingError
+from sysdpo.evaluation.judges.base import Judge
+from sysdpo.evaluation.win_rate import win_rate
+
+Row = Mapping[str, Any]
+
+
+class Measure(Protocol):
+    """`conf/experiment/` names one under `evaluation`."""
+
+    needs_baseline: bool
+
+    def measure(
+        self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Compare outputs with what the data and the untrained system say.
+
+        Args:
+            rows: the evaluation rows: inputs, `chosen`, and what a judge or scorer needs.
+            outputs: the evaluated system's value of every variable, row by row.
+            baseline: the untrained system's, if `needs_baseline`.
+
+        Returns:
+            `{metric: {"value", "se", "n"}}` with remarks such as the judge's name, and one record a row for
+            `samples/evaluation.jsonl`.
+        """
+        ...
+
+
+class WinRates:
+    """Table 2: how often `answer` beats the data set's chosen answer, and the untrained (prompted) system's.
+
+    Args:
+        judge: decides; None leaves the figures out.
+        answer: the variable that is judged.
+    """
+
+    needs_baseline = True
+
+    def __init__(self, judge: Judge | None, answer: str) -> None:
+        self.judge, self.answer = judge, answer
+
+    def measure(
+        self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        if baseline is None:
+            raise SettingError("evaluation: win rates need the untrained system's answers.")
+        answers = [str(row[self.answer]) for row in outputs]
+        references = {
+            "wr_chosen": [str(row["chosen"][self.answer]) for row in rows],
+            "wr_prompted": [str(row[self.answer]) for row in baseline],
+        }
+        records = [
+            {**output, **{f"reference_{name}": texts[i] for name, texts in references.items()}}
+            for i, output in enumerate(outputs)
+        ]
+        metrics: dict[str, Any] = {}
+        if self.judge is None:
+            return metrics, records
+        metrics["judge"] = self.judge.name
+        for name, texts in references.items():
+            preferences = self.judge.preferences(rows, texts, answers)
+            rate = win_rate(preferences)
+            metrics[name] = {"value": rate.win_rate, "se": rate.standard_error, "n": rate.n_total}
+            for record, preference in zip(records, preferences, strict=True):
+                record[name] = preference
+        return metrics, records

@@ -1,0 +1,84 @@
+"""Run folders: `outputs/<experiment>/<scale>/<method>/seed=<n>/`, finished once `metrics.json` is there."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One row of a table under one seed."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        file = self.path / "metrics.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        file = self.path / "config.yaml"
+        return OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else None  # type: ignore[return-value]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        file = self.path / "samples" / "evaluation.jsonl"
+        return read_jsonl(file) if file.exists() else []
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        return read_jsonl(file) if file.exists() else []
+
+    def is_finished(self, config: Mapping[str, Any]) -> bool:
+        return self.metrics is not None and self.config == config
+
+    def open(self, config: Mapping[str, Any]) -> None:
+        """Make the folder ready for a run of `config`: go on with one of the same config, put another aside."""
+        if self.config is not None and self.config != config:
+            self._set_aside()
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / "config.yaml"
+        partial = file.with_name(".config.yaml.partial")
+        partial.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
+        os.replace(partial, file)
+
+    def _set_aside(self) -> None:
+        """Keep a run of another config beside this one: a result is never lost."""
+        number = 1
+        while (target := self.path.with_name(f".{self.path.name}.superseded-{number}")).exists():
+            number += 1
+        self.path.rename(target)
+
+
+def find_runs(root: Path, method: str) -> Iterator[tuple[int, RunFolder]]:
+    """(seed, run) of every finished run of a method under `outputs/<experiment>/<scale>`."""
+    for path in sorted(root.glob(f"{method}/seed=*")):
+        run = RunFolder(path)
+        if run.metrics is not None:
+            yield int(path.name.removeprefix("seed=")), run

@@ -1,0 +1,262 @@
+"""The training loop: one system, one optimizer with a parameter group per component, one preference loss (eq. 2)."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sysdpo.errors import SettingError, nearest
+from sysdpo.objectives import Link, preference_loss
+from sysdpo.progress import bar
+from sysdpo.system import CompoundSystem, Pair
+from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
+from sysdpo.training.preference import Comparison, Preference
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Every key is commented in `conf/training/default.yaml`."""
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    learning_rate: float
+    beta: float
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    link: Link = "sigmoid"
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 10
+    validate_every: int = 0
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"training.{name}={getattr(self, name)}: must be at least 1.")
+        for name in ("learning_rate", "beta", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise SettingError(f"training.{name}={getattr(self, name)}: must be positive.")
+        if self.patience is not None and not self.validate_every:
+            raise SettingError(f"training.patience={self.patience} needs validations; set training.validate_every.")
+
+
+@dataclass
+class Best:
+    """The validated weights with the highest mean margin, and how many validations ago they were seen.
+
+    Before training the margin is exactly 0, so weights that never beat it are never chosen.
+    """
+
+    margin: float = 0.0
+    step: int = 0
+    age: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains what `system.train_only` made trainable; `folder` gets `metrics.jsonl` and `checkpoints/`."""
+
+    def __init__(
+        self,
+        system: CompoundSystem,
+        preference: Preference,
+        train: Sequence[Pair],
+        validation: Sequence[Pair],
+        settings: TrainingSettings,
+        folder: Path,
+        log: Any = None,
+    ) -> None:
+        if not train:
+            raise SettingError("the data set is empty: there is no pair to train on.")
+        self.system, self.preference, self.settings, self.folder = system, preference, settings, folder
+        self.train_pairs, self.validation_pairs = train, validation
+        self.log = log
+        self.step = 0
+        self.best = Best(state=trainable_state(system) if settings.validate_every else {})
+        self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        rates = self.settings.learning_rates
+        for name in rates:
+            if name not in self.system.components:
+                raise SettingError(f"training.learning_rates: {nearest(name, self.system.components)}")
+        groups = []
+        for name, component in self.system.components.items():
+            parameters = [p for p in component.parameters() if p.requires_grad]
+            if parameters:
+                groups.append({"params": parameters, "lr": rates.get(name, self.settings.learning_rate), "name": name})
+        if not groups:
+            raise SettingError("train: no component has trainable weights; name at least one that is no tool.")
+        return groups
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Best:
+        """Train to the last step, or until validation has not improved for `patience` times.
+
+        Returns:
+            The best validated weights, already loaded; without validation, the last ones.
+        """
+        self._resume()
+        with bar("train", total=self.settings.steps, initial=self.step) as progress:
+            while self.step < self.settings.steps and not self._exhausted():
+                metrics = self._update()
+                self.step += 1
+                if self._due(self.settings.validate_every):
+                    metrics |= self._validate()
+                self._record(metrics)
+                if self._due(self.settings.checkpoint_every) or self._exhausted():
+                    self._checkpoint()
+                progress.set_postfix_str(f"loss {metrics['loss']:.3f} margin {metrics['rewards/margins']:.2f}")
+                progress.update()
+        if self.best.state:
+            load_trainable(self.system, self.best.state)
+        return self.best
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.settings.steps)
+
+    def _exhausted(self) -> bool:
+        return self.settings.patience is not None and self.best.age >= self.settings.patience
+
+    def _update(self) -> dict[str, float]:
+        started = time.perf_counter()
+        s = self.settings
+        batch = self._batch(self.step)
+        sums: dict[str, float] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for start in range(0, len(batch), s.micro_batch_size):
+            pairs = batch[start : start + s.micro_batch_size]
+            compared = self.preference.compare(self.system, pairs, [self._seed(p, self.step) for p in pairs])
+            loss = preference_loss(compared.margin, s.beta, s.link, s.label_smoothing)
+            # summed here and divided by the whole batch: accumulation gives the gradient of one large batch
+            (loss.sum() / len(batch)).backward()
+            for name, value in measure(compared, loss.detach(), s.beta).items():
+                sums[name] = sums.get(name, 0.0) + value
+        metrics = {name: total if name.startswith("count/") else total / len(batch) for name, total in sums.items()}
+        metrics |= self._gradient_norms()
+        for group in self.optimizer.param_groups:
+            metrics[f"learning_rate/{group['name']}"] = group["lr"]
+        self.optimizer.step()
+        self.scheduler.step()
+        metrics["seconds"] = time.perf_counter() - started
+        return metrics
+
+    def _gradient_norms(self) -> dict[str, float]:
+        norms = {
+            f"grad_norm/{group['name']}": float(torch.nn.utils.get_total_norm(_gradients(group["params"])))
+            for group in self.optimizer.param_groups
+        }
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        total = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        if not math.isfinite(total):
+            raise SettingError(
+                f"step {self.step + 1}: the gradient is not finite; lower training.learning_rate or use dtype=float32."
+            )
+        return {"grad_norm": total, **norms}
+
+    def _batch(self, step: int) -> list[Pair]:
+        """The pairs of a step: a function of the seed and the step alone, so that a resumed run sees the same."""
+        size, n = self.settings.batch_size, len(self.train_pairs)
+        chosen = []
+        for position in range(step * size, (step + 1) * size):
+            order = _order(n, self.settings.seed, position // n)
+            chosen.append(self.train_pairs[order[position % n]])
+        return chosen
+
+    def _seed(self, pair: Pair, step: int) -> int:
+        return (self.settings.seed * 1_000_003 + step) * 1_000_003 + pair.index
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        s, pairs = self.settings, self.validation_pairs
+        for start in range(0, len(pairs), s.micro_batch_size):
+            part = pairs[start : start + s.micro_batch_size]
+            compared = self.preference.compare(self.system, part, [self._seed(p, 0) for p in part])
+            loss = preference_loss(compared.margin, s.beta, s.link, s.label_smoothing)
+            for name, value in measure(compared, loss, s.beta).items():
+                sums[name] = sums.get(name, 0.0) + value
+        if not pairs:
+            raise SettingError(
+                "training.validate_every is set but there is no validation pair; raise dataset.validation."
+            )
+        metrics = {f"validation/{k}": v / len(pairs) for k, v in sums.items() if not k.startswith("count/")}
+        margin = metrics["validation/rewards/margins"]
+        if margin > self.best.margin:
+            self.best = Best(margin, self.step, 0, trainable_state(self.system))
+        else:
+            self.best.age += 1
+        return metrics
+
+    # ---- records -------------------------------------------------------------------------------------------------
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        row = {"step": self.step, **metrics}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.log is not None:
+            self.log(row)
+
+    def _checkpoint(self) -> None:
+        write_checkpoint(
+            self.folder / "checkpoints",
+            {
+                "step": self.step,
+                "weights": trainable_state(self.system),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "best": vars(self.best),
+            },
+        )
+
+    def _resume(self) -> None:
+        saved = read_checkpoint(self.folder / "checkpoints")
+        log = self.folder / "metrics.jsonl"
+        if saved is None:
+            log.write_text("")
+            return
+        load_trainable(self.system, saved["weights"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        self.step, self.best = saved["step"], Best(**saved["best"])
+        # steps that were logged after the checkpoint are about to be repeated
+        kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+        log.write_text("".join(f"{line}\n" for line in kept))
+
+
+def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]:
+    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats."""
+    sums = {
+        "loss": loss.sum(),
+        "rewards/chosen": beta * compared.chosen.sum(),
+        "rewards/rejected": beta * compared.rejected.sum(),
+        "rewards/margins": beta * compared.margin.detach().sum(),
+        "rewards/accuracies": (compared.margin.detach() > 0).float().sum(),
+    }
+    sums |= {f"logps/{side}": value.sum() for side, value in compared.logps.items()}
+    sums |= {f"components/{name}/margin": value.sum() for name, value in compared.terms.items()}
+    metrics = {name: float(value) for name, value in sums.items()}
+    return metrics | {f"count/{name}": value for name, value in compared.counts.items()}
+
+
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _order(n: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(n, generator=generator).tolist()

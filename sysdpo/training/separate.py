@@ -1,0 +1,110 @@
+"""Separate-DPO, the baseline of table 2: each component is aligned alone, by TRL's own DPOTrainer.
+
+Every component is trained as if its text were the system's answer: its prompt is made from its parents, drawn from
+the untrained system, and its completions are the data set's chosen and rejected final answers.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from sysdpo.components.language_model import LanguageModel
+from sysdpo.errors import SettingError
+from sysdpo.system import CompoundSystem, Pair
+from sysdpo.training.loop import TrainingSettings
+
+
+def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: TrainingSettings, folder: Path) -> None:
+    """Align every component by itself; `folder/metrics.jsonl` gets TRL's logs, one component after another.
+
+    Beta, learning rate, batch size and number of updates are those of the joint run, for each component.
+    """
+    if len(system.graph.finals) != 1:
+        raise SettingError("trainer=separate needs a system with one final variable, whose answers it can reuse.")
+    final = system.graph.finals[0].name
+    intermediates = [v.name for v in system.graph.intermediates]
+    with_parents = system.generate(
+        [p.inputs for p in pairs], [settings.seed * 1_000_003 + p.index for p in pairs], only=intermediates
+    )
+    log = folder / "metrics.jsonl"
+    log.write_text("")
+    for variable in system.graph.generated:
+        component = system.component_of(variable)
+        if not isinstance(component, LanguageModel) or not component.is_trainable:
+            continue
+        rows = [
+            _row(component, {alias: values[name] for alias, name in variable.parents}, pair, final)
+            for values, pair in zip(with_parents, pairs, strict=True)
+        ]
+        _train_one(component, rows, settings, folder, _Record(log, str(variable.component)))
+
+
+def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, str]:
+    codec = component.codec
+    # what the joint run would cut off is cut off here too; TRL adds the end token itself
+    chosen, rejected = (codec.decode(codec.completion_ids(str(v[final]))) for v in (pair.chosen, pair.rejected))
+    return {
+        "prompt": str(codec.tokenizer.decode(list(codec.prompt_ids(parents)))),
+        "chosen": chosen,
+        "rejected": rejected,
+    }
+
+
+def _train_one(
+    component: LanguageModel,
+    rows: list[dict[str, str]],
+    settings: TrainingSettings,
+    folder: Path,
+    record: "TrainerCallback",
+) -> None:
+    if not isinstance(component.model, PeftModel):
+        raise SettingError("trainer=separate trains adapters; set model.lora.")
+    trainer = DPOTrainer(
+        model=component.model,
+        args=DPOConfig(
+            output_dir=str(folder / "checkpoints"),
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.micro_batch_size,
+            gradient_accumulation_steps=max(1, settings.batch_size // settings.micro_batch_size),
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            beta=settings.beta,
+            label_smoothing=settings.label_smoothing,
+            max_length=None,
+            seed=settings.seed,
+            use_cpu=component.device.type == "cpu",
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to=[],
+            logging_steps=1,
+            disable_tqdm=False,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=component.codec.tokenizer,
+        callbacks=[record],
+    )
+    trainer.train()
+    component.model.eval()
+
+
+class _Record(TrainerCallback):
+    """TRL's logged steps as lines of `metrics.jsonl`, with the component's name."""
+
+    def __init__(self, path: Path, component: str) -> None:
+        self.path, self.component = path, component
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float | str)}
+            with self.path.open("a") as file:
+                file.write(json.dumps({"component": self.component, "step": state.global_step, **numbers}) + "\n")
