@@ -1,0 +1,263 @@
+"""Many requests to one OpenAI-compatible chat endpoint: concurrent, patient, careful with the key."""
+
+import asyncio
+import datetime
+import email.utils
+import json
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+from tqdm import tqdm
+
+from sysdpo.errors import SettingError
+
+logger = logging.getLogger(__name__)
+
+Body = dict[str, Any]
+Answer = TypeVar("Answer")
+
+
+class MalformedAnswerError(Exception):
+    """A body that is not what was asked for; worth asking again."""
+
+
+@dataclass(frozen=True)
+class ChatEndpoint:
+    """Where to ask, and how patiently. Every error it raises is a `SettingError` with the remedy.
+
+    Time-outs, broken connections, malformed bodies and the statuses 408, 429 and 5xx are tried again, after
+    the time the server's Retry-After names or else an exponentially growing, jittered one. Any other status
+    is final.
+    """
+
+    base_url: str  # up to and including the version: http://127.0.0.1:8000/v1
+    api_key_env: str | None = "OPENAI_API_KEY"  # NAME of the variable that holds the key; None: none needed
+    concurrency: int = 8  # requests under way at once
+    timeout_s: float = 60.0  # for one whole attempt
+    max_attempts: int = 8  # per request
+    first_wait_s: float = 1.0  # before the second attempt; doubles from there
+    longest_wait_s: float = 60.0  # where the doubling stops
+    longest_retry_after_s: float = 600.0  # a server that asks for more ends the run, to be resumed then
+
+    def __post_init__(self) -> None:
+        try:
+            url = httpx.URL(self.base_url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+            # The value stays out of the message: it may hold a password.
+            raise SettingError(
+                "endpoint.base_url: must read http(s)://host[:port]/path, without user, password or query; "
+                "the key belongs in the environment variable named by endpoint.api_key_env."
+            )
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
+            # Nor this one: somebody may have put the key itself here.
+            raise SettingError(
+                "endpoint.api_key_env: must be the NAME of an environment variable, in capitals "
+                "(OPENAI_API_KEY), never the key itself; null for a server that needs none."
+            )
+        for setting in ("concurrency", "timeout_s", "max_attempts"):
+            if getattr(self, setting) <= 0:
+                raise SettingError(f"endpoint.{setting}: {getattr(self, setting)} must be greater than 0.")
+
+    def complete_all(
+        self,
+        requests: Mapping[str, Body],
+        parse: Callable[[Body], Answer],
+        on_answer: Callable[[str, Answer], None],
+        progress: str,
+    ) -> None:
+        """POST every request to /chat/completions; `on_answer(name, parse(body))` as each answer arrives.
+
+        Args:
+            requests: the JSON body of each request by a name of the caller's choice.
+            parse: reads the server's JSON object; raises `MalformedAnswerError` to have the request sent
+                again.
+            on_answer: called once per request, from this thread, before the next answer is read: store it
+                here.
+            progress: label of the progress bar.
+
+        Raises:
+            SettingError: no key; a final refusal; or a request out of attempts. Requests already under way
+                are then finished and handed to `on_answer` first, since they are paid for.
+        """
+        key = self.key()
+        asyncio.run(self._complete_all(requests, parse, on_answer, progress, key))
+
+    async def _complete_all(
+        self,
+        requests: Mapping[str, Body],
+        parse: Callable[[Body], Answer],
+        on_answer: Callable[[str, Answer], None],
+        progress: str,
+        key: str | None,
+    ) -> None:
+        waiting = list(requests.items())[::-1]
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(max_connections=self.concurrency)
+        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
+            with tqdm(total=len(waiting), desc=progress, unit="call", dynamic_ncols=True) as bar:
+                session = _Session(self, client, key, bar)
+
+                async def work() -> None:
+                    while waiting:
+                        name, request = waiting.pop()
+                        try:
+                            on_answer(name, await session.complete(request, parse))
+                        except BaseException:
+                            waiting.clear()
+                            raise
+                        bar.update()
+
+                workers = (work() for _ in range(min(self.concurrency, len(waiting))))
+                outcomes = await asyncio.gather(*workers, return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    def key(self) -> str | None:
+        """The key, from the environment; a `SettingError` if it is missing, so that a run can fail early."""
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise SettingError(
+                f"endpoint.api_key_env: the environment variable {self.api_key_env} is not set; `export "
+                f"{self.api_key_env}=…` with your key, or set endpoint.api_key_env=null for a server that "
+                "needs none."
+            )
+        if not re.fullmatch(r"[!-~]+", key):  # an HTTP library's own complaint would quote the key
+            raise SettingError(
+                f"endpoint.api_key_env: the value of {self.api_key_env} has spaces or characters outside "
+                "ASCII; copy the key again."
+            )
+        return key
+
+
+class _Session:
+    """One client's attempts at one endpoint; a Retry-After that one request gets holds back all of them."""
+
+    def __init__(
+        self, endpoint: ChatEndpoint, client: httpx.AsyncClient, key: str | None, bar: "tqdm[Any]"
+    ) -> None:
+        self.endpoint = endpoint
+        self.client = client
+        self.key = key
+        self.bar = bar
+        self.retries = 0
+        self.not_before = 0.0
+
+    async def complete(self, request: Body, parse: Callable[[Body], Answer]) -> Answer:
+        endpoint, url = self.endpoint, f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
+        trouble = ""
+        for attempt in range(1, endpoint.max_attempts + 1):
+            await self._hold()
+            wait = min(endpoint.longest_wait_s, endpoint.first_wait_s * 2 ** (attempt - 1))
+            wait *= random.uniform(0.5, 1)
+            try:
+                async with asyncio.timeout(endpoint.timeout_s):
+                    response = await self.client.post(url, json=request)
+                if response.status_code == 200:
+                    return parse(_json_object(response))
+                self._refuse_if_final(response)
+                trouble = f"HTTP {response.status_code}"
+                asked = _retry_after(response.headers.get("Retry-After"))
+                if asked is not None:
+                    self._hold_all(asked)
+                    wait = 0.1 * wait  # so that held-back requests do not all return in the same instant
+            except TimeoutError:
+                trouble = f"no answer within {endpoint.timeout_s:g} s"
+            except httpx.RequestError as error:
+                trouble = f"connection failed ({type(error).__name__}: {error})"
+            except MalformedAnswerError as error:
+                trouble = f"malformed answer: {error}"
+            trouble = self._redact(trouble)
+            self.retries += 1
+            self.bar.set_postfix_str(f"{self.retries} retries, last: {trouble[:60]}")
+            logger.info("endpoint: attempt %d of %d: %s", attempt, endpoint.max_attempts, trouble)
+            if attempt < endpoint.max_attempts:
+                await asyncio.sleep(wait)
+        raise SettingError(
+            f"endpoint.base_url: {endpoint.base_url} gave no usable answer in {endpoint.max_attempts} "
+            f"attempts (last: {trouble}). Answers so far are kept: run the same command again "
+            "to go on, or raise endpoint.max_attempts."
+        )
+
+    async def _hold(self) -> None:
+        while (left := self.not_before - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(left)
+
+    def _hold_all(self, seconds: float) -> None:
+        if seconds > self.endpoint.longest_retry_after_s:
+            raise SettingError(
+                f"endpoint.base_url: {self.endpoint.base_url} asks to wait {seconds:.0f} s, longer than "
+                f"endpoint.longest_retry_after_s={self.endpoint.longest_retry_after_s:g}. Answers so far are "
+                "kept: run the same command again then."
+            )
+        self.not_before = max(self.not_before, asyncio.get_running_loop().time() + seconds)
+
+    def _refuse_if_final(self, response: httpx.Response) -> None:
+        status = response.status_code
+        message, code = _server_message(response)
+        if status == 429 and code == "insufficient_quota":
+            remedy = "the account is out of credit; top it up, then run the same command again"
+        elif status in (408, 429) or status >= 500:
+            return
+        elif status in (401, 403):
+            remedy = (
+                f"check the key in {self.endpoint.api_key_env}" if self.key else "set endpoint.api_key_env"
+            )
+        elif status == 404 or 300 <= status < 400:
+            remedy = "check endpoint.base_url (it ends in the version, mostly /v1) and the model's name"
+        else:
+            remedy = "the server does not accept this request; choose another model or endpoint"
+        raise SettingError(
+            f"endpoint.base_url: {self.endpoint.base_url} answered HTTP {status} ({self._redact(message)}): "
+            f"{remedy}."
+        )
+
+    def _redact(self, text: str) -> str:
+        text = text.replace(self.key, "<key>") if self.key else text  # some servers quote the key they refuse
+        return " ".join(text.split())[:300]
+
+
+def _json_object(response: httpx.Response) -> Body:
+    try:
+        body = response.json()
+    except ValueError:
+        raise MalformedAnswerError("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise MalformedAnswerError("the body is not a JSON object")
+    return body
+
+
+def _server_message(response: httpx.Response) -> tuple[str, str]:
+    """The message and code of an error body in OpenAI's form; else the body's beginning."""
+    try:
+        error = json.loads(response.text)["error"]
+        return str(error["message"]), str(error.get("code"))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return response.text or "no message", ""
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Seconds from now, from either form of the header (RFC 9110: a number of seconds, or a date)."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        moment = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())

@@ -1,0 +1,128 @@
+"""A reward model as judge (table 2 without an API): any sequence-classification model with one output."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from sysdpo.errors import SettingError
+from sysdpo.evaluation.judges.base import check_rows, check_temperature, preference_from_scores
+
+logger = logging.getLogger(__name__)
+
+
+class RewardModelJudge:
+    """Soft preference 1 + sigma((reward(output) - reward(reference)) / temperature).
+
+    Reward models are trained by Bradley-Terry on reward differences, so a temperature of 1 reads them as
+    trained. The conversation goes through the tokenizer's chat template; without one, instruction and answer
+    are encoded as a pair of texts, as the older encoder models expect.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        temperature: float = 1.0,
+        batch_size: int = 8,
+        max_length: int = 2048,
+        device: str | None = None,
+        dtype: str = "auto",
+    ) -> None:
+        """Loads nothing yet: the weights come with the first call of `preferences`.
+
+        Args:
+            model: a hub id or a folder in the hub's layout.
+            max_length: tokens of instruction and answer together; what exceeds it is cut off at the end, and
+                said.
+            device: where it runs; by default the GPU if there is one.
+            dtype: of the weights; `auto` takes the checkpoint's.
+        """
+        if batch_size < 1 or max_length < 1:
+            raise SettingError(
+                f"judge: batch_size={batch_size} and max_length={max_length} must be at least 1."
+            )
+        self.model = model
+        self.temperature = check_temperature(temperature)
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = dtype
+        self._loaded: tuple[Any, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"reward model {self.model} (temperature {self.temperature:g})"
+
+    def preferences(
+        self, rows: Sequence[Mapping[str, Any]], references: Sequence[str], outputs: Sequence[str]
+    ) -> list[float]:
+        """One preference [1, 2] per row, NaN where a reward is not finite; see `Judge`."""
+        check_rows(rows, references, outputs, columns=["x"])
+        pairs = [
+            (row["x"], answer)
+            for answers in (references, outputs)
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+        # Equal answers must get equal rewards to the last bit, whatever batch they fall into.
+        unique = list(dict.fromkeys(pairs))
+        reward = dict(zip(unique, self.rewards(unique), strict=True))
+        return [
+            preference_from_scores(reward[row["x"], output], reward[row["x"], reference], self.temperature)
+            for row, reference, output in zip(rows, references, outputs, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def rewards(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The reward of each (instruction, answer)."""
+        tokenizer, model = self._load()
+        encoded = [self._encode(tokenizer, *pair) for pair in pairs]
+        cut = sum(len(e["input_ids"]) > self.max_length for e in encoded)
+        if cut:
+            logger.warning("%d of %d texts exceed judge.max_length and are cut.", cut, len(pairs))
+        encoded = [{name: values[: self.max_length] for name, values in e.items()} for e in encoded]
+        # Neighbours in length pad little; the longest come first, so that memory runs out early or never.
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
+        rewards = [0.0] * len(encoded)
+        for start in tqdm(range(0, len(order), self.batch_size), desc="rewards", dynamic_ncols=True):
+            batch = order[start : start + self.batch_size]
+            inputs = tokenizer.pad([encoded[i] for i in batch], return_tensors="pt").to(self.device)
+            for i, logit in zip(batch, model(**inputs).logits[:, 0].float().tolist(), strict=True):
+                rewards[i] = logit
+        return rewards
+
+    @staticmethod
+    def _encode(tokenizer: Any, instruction: str, answer: str) -> dict[str, list[int]]:
+        if tokenizer.chat_template is None:
+            return dict(tokenizer(instruction, answer))
+        turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        return dict(tokenizer(text, add_special_tokens=False))  # the template writes them itself
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self.model)
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    self.model, dtype=self.dtype, output_loading_info=True
+                )
+            except (OSError, ValueError) as error:
+                raise SettingError(
+                    f"judge.model: cannot load {self.model!r} as a reward model "
+                    f"({str(error).splitlines()[0]}); give a folder or a hub id that can be reached, and log "
+                    "in with `hf auth login` if it is gated."
+                ) from error
+            if info["missing_keys"] or model.config.num_labels != 1:
+                # A language model loads without complaint, with a random head whose preferences are noise.
+                raise SettingError(
+                    f"judge.model: {self.model!r} is not a reward model ({model.config.num_labels} outputs, "
+                    f"weights missing for: {', '.join(sorted(info['missing_keys'])) or 'none'}); choose a "
+                    "sequence-classification model with one output."
+                )
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            model.config.pad_token_id = tokenizer.pad_token_id
+            self._loaded = tokenizer, model.to(self.device).eval()
+        return self._loaded
