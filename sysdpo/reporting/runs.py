@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
+
 
 def write_json(path: Path, content: Any) -> None:
     """Whole or not at all."""
@@ -55,6 +57,12 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         return read_jsonl(file) if file.exists() else []
 
+    def image(self, value: Any) -> Path | None:
+        """The image file that a sample names, relative to `samples/` or to the run; None if it names none."""
+        if not isinstance(value, str) or "\n" in value or Path(value).suffix.lower() not in IMAGES:
+            return None
+        return next((file for folder in ("samples", ".") if (file := self.path / folder / value).is_file()), None)
+
     def is_finished(self, config: Mapping[str, Any]) -> bool:
         return self.metrics is not None and self.config == config
 
@@ -78,7 +86,7 @@ class RunFolder:
 
 def find_runs(root: Path, method: str) -> Iterator[tuple[int, RunFolder]]:
     """(seed, run) of every finished run of a method under `outputs/<experiment>/<scale>`."""
-    for path in sorted(root.glob(f"{method}/seed=*")):
-        run = RunFolder(path)
+    by_seed = {int(path.name.removeprefix("seed=")): RunFolder(path) for path in root.glob(f"{method}/seed=*")}
+    for seed, run in sorted(by_seed.items()):
         if run.metrics is not None:
-            yield int(path.name.removeprefix("seed=")), run
+            yield seed, run

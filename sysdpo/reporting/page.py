@@ -1,0 +1,176 @@
+"""`index.html` of an experiment: one page that needs no network and no other file, for a desktop and a phone."""
+
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sysdpo.reporting.figures import INK, Figure, draw_figures
+from sysdpo.reporting.gallery import gallery, text
+from sysdpo.reporting.tables import (
+    Row,
+    Table,
+    as_markdown,
+    comparable,
+    decimals,
+    differences,
+    make_table,
+    show_paper,
+    write_table,
+)
+
+STYLE = Path(__file__).resolve().parent.parent / "assets" / "report.css"
+PACKAGES = ("sysdpo", "torch", "transformers", "peft", "trl", "diffusers", "numpy")
+
+
+def write_report(config: Mapping[str, Any], method_folder: Path, overrides: Sequence[str] = ()) -> str:
+    """Write `<table_folder>/report/`: `table.json/.csv/.md`, `figures/*.svg/.png`, `index.html`.
+
+    Args: as for `make_table`.
+
+    Returns:
+        The table as Markdown, and where the page is: what a command prints.
+    """
+    table = make_table(config, method_folder, overrides)
+    folder = Path(config["table_folder"]) / "report"
+    write_table(table, folder)
+    figures = draw_figures(table, folder / "figures")
+    (folder / "index.html").write_text(render(table, figures), encoding="utf-8")
+    return f"{as_markdown(table)}\n{folder / 'index.html'}"
+
+
+def render(table: Table, figures: Sequence[Figure]) -> str:
+    """The whole page."""
+    sections = [
+        f"<header><h1>{text(table.title)}</h1><p class='muted'>{text(table.caption)}</p></header>",
+        _results(table),
+        _section("By group", _breakdowns(table)),
+        _section("Training", "".join(map(_figure, figures)), "figures"),
+        _section("Samples", gallery(table)),
+        _section("Repeat a row", _commands(table)),
+        _section("Configuration", _configs(table)),
+        _section("Environment of this report", _environment()),
+    ]
+    return (
+        "<!DOCTYPE html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        f"<title>{text(table.title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
+        + "\n".join(sections)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _section(heading: str, content: str, kind: str = "") -> str:
+    if not content:
+        return ""
+    body = f"<div class='{kind}'>{content}</div>" if kind else content
+    return f"<section>\n<h2>{text(heading)}</h2>\n{body}\n</section>"
+
+
+def _results(table: Table) -> str:
+    first = "".join(f"<th colspan='2' scope='colgroup'>{text(heading)}</th>" for heading in table.metrics.values())
+    second = "<th scope='col'>ours</th><th scope='col'>paper</th>" * len(table.metrics)
+    lines = []
+    for row in table.rows:
+        cells = "".join(_cells(table, row, metric) for metric in table.metrics)
+        lines.append(f"<tr><th scope='row'>{text(row.title)}</th>{cells}</tr>")
+    body = "\n".join(lines)
+    notes = "".join(f"<li>{text(note)}</li>" for note in table.notes)
+    return (
+        "<section>\n<table class='results'>\n<thead>"
+        f"<tr><th scope='col' rowspan='2'>Method</th>{first}</tr><tr>{second}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>\n" + (f"<ul class='notes'>{notes}</ul>\n" if notes else "") + "</section>"
+    )
+
+
+def _cells(table: Table, row: Row, metric: str) -> str:
+    paper = f"<td class='paper'>{show_paper(table, row, metric)}</td>"
+    if metric not in row.cells:
+        return f"<td class='gap'>{'missing' if not row.runs else '–'}</td>{paper}"
+    cell, places = row.cells[metric], decimals(table, metric)
+    error = "" if cell.se is None else f" <span class='se'>± {cell.se:.{places}f}</span>"
+    return f"<td>{cell.value:.{places}f}{error}</td>{paper}"
+
+
+def _breakdowns(table: Table) -> str:
+    """Metrics that runs report by group (an attribute, say): `{kind: {group: {metric: figure}}}` in `metrics.json`."""
+    finished = [row for row in table.rows if row.runs]
+    found: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}  # kind, metric -> group -> method -> seeds
+    for row in finished:
+        for run in row.runs.values():
+            for kind, groups in (run.metrics or {}).items():
+                for group, metrics in groups.items() if isinstance(groups, dict) else ():
+                    for metric in table.metrics:
+                        if isinstance(metrics, dict) and metric in metrics:
+                            by_method = found.setdefault((kind, metric), {}).setdefault(group, {})
+                            by_method.setdefault(row.method, []).append(metrics[metric]["value"])
+    blocks = []
+    for (kind, metric), groups in found.items():
+        head = "".join(f"<th scope='col'>{text(row.title)}</th>" for row in finished)
+        body = ""
+        for group, by_method in groups.items():
+            seeds = [by_method.get(row.method, []) for row in finished]
+            shown = [f"{sum(v) / len(v):.{decimals(table, metric)}f}" if v else "–" for v in seeds]
+            body += f"<tr><th scope='row'>{text(group)}</th>{''.join(f'<td>{value}</td>' for value in shown)}</tr>"
+        heading = f"{table.metrics[metric]} by {kind}, mean over seeds"
+        rows = f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody>"
+        blocks.append(
+            f"<details><summary>{text(heading)}</summary>"
+            f"<div class='wide'><table class='results'>{rows}</table></div></details>"
+        )
+    return "".join(blocks)
+
+
+def _figure(figure: Figure) -> str:
+    svg = figure.svg[figure.svg.index("<svg") :]
+    # several drawings in one page: their ids must differ; and text takes the page's colour, light or dark
+    svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
+    svg = svg.replace("url(#", f"url(#{figure.name}-").replace('href="#', f'href="#{figure.name}-')
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL).replace(INK, "currentColor")
+    return f"<figure>{svg}<figcaption>{text(figure.caption)}</figcaption></figure>"
+
+
+def _commands(table: Table) -> str:
+    seeds = sorted({seed for row in table.rows for seed in row.runs}) or [0]
+    note = "A finished run is read, not repeated; with another outputs=… every row is made anew."
+    return f"<p class='muted'>{note}</p>" + "".join(
+        f"<h3>{text(row.title)}</h3><pre>{escape(table.command([row.method], list(row.runs) or seeds))}</pre>"
+        for row in table.rows
+    )
+
+
+def _configs(table: Table) -> str:
+    """The first run's config in full; of each other row what is different in it."""
+    finished = [(row, run) for row in table.rows for run in list(row.runs.values())[:1] if run.config]
+    if not finished:
+        return ""
+    (first, run), *others = finished
+    base = comparable(run.config or {})
+    blocks = [_folded(f"{first.title}: all settings", OmegaConf.to_yaml(OmegaConf.create(run.config)))]
+    for row, other in others:
+        changed = differences(base, comparable(other.config or {}))
+        lines = "\n".join(f"{key}: {one} → {two}" for key, (one, two) in changed.items())
+        blocks.append(_folded(f"{row.title}: what differs from {first.title}", lines or "nothing"))
+    return "".join(blocks)
+
+
+def _folded(heading: str, content: str) -> str:
+    return f"<details><summary>{text(heading)}</summary><pre>{text(content)}</pre></details>"
+
+
+def _environment() -> str:
+    facts = {"python": sys.version.split()[0], "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["written"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"<dl class='pairs'>{''.join(f'<dt>{text(k)}</dt><dd>{text(v)}</dd>' for k, v in facts.items())}</dl>"

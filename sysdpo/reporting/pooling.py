@@ -1,0 +1,106 @@
+"""One figure of a table from several runs of the same row: the mean over seeds and its standard error."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sysdpo.reporting.runs import RunFolder
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, its standard error in the same unit (None: not known), and the evaluation rows it rests on."""
+
+    value: float
+    se: float | None
+    n: int
+
+
+def figure(run: RunFolder, metric: str) -> Cell | None:
+    """What a run's own `metrics.json` says of a metric."""
+    found = (run.metrics or {}).get(metric)
+    if not isinstance(found, Mapping) or found.get("value") is None:
+        return None
+    return Cell(float(found["value"]), _finite(found.get("se")), int(found["n"]))
+
+
+def row_numbers(run: RunFolder, metric: str) -> Numbers | None:
+    """Each evaluation row's number in the unit of the table: [n], NaN where a row has none.
+
+    A sample keeps the number in a unit of its own (a judge's preference in [1, 2]), `metrics.json` the table's
+    (percent). Both have a mean and a standard error, which fix the increasing straight line between the units.
+
+    Returns:
+        None where the samples do not carry the metric, or the run's figure has no standard error.
+    """
+    cell = figure(run, metric)
+    records = run.samples
+    if cell is None or cell.se is None or not records or any(metric not in record for record in records):
+        return None
+    raw = np.array([math.nan if record[metric] is None else float(record[metric]) for record in records])
+    error = standard_error(raw)
+    scale = cell.se / error if error else 0.0
+    centred: Numbers = raw - np.nanmean(raw)
+    return cell.value + scale * centred
+
+
+def standard_error(numbers: Numbers) -> float | None:
+    """sd(ddof=1) / sqrt(n) of the numbers that are not NaN; None where there is but one."""
+    kept = numbers[~np.isnan(numbers)]
+    return float(np.std(kept, ddof=1) / math.sqrt(len(kept))) if len(kept) > 1 else None
+
+
+def pool(runs: Sequence[RunFolder], metric: str) -> tuple[Cell | None, str | None]:
+    """The figure of a row over its seeds, and a remark where the standard error is not the clustered one.
+
+    All seeds answer the same evaluation rows, and their numbers on one row go together: a hard prompt is hard
+    under every seed. k seeds times n rows are therefore not k * n independent numbers. The numbers of a row are
+    averaged over the seeds first, and the n averages are the sample: the standard error is clustered by row. It
+    speaks of other prompts under these seeds, not of other seeds.
+
+    Where rows cannot be matched, the mean of the seeds' own standard errors is given: it is never too small,
+    whatever the seeds have in common (triangle inequality).
+    """
+    cells = [cell for run in runs if (cell := figure(run, metric)) is not None]
+    if not cells:
+        return None, None
+    value = float(np.mean([cell.value for cell in cells]))
+    if len(cells) == 1:
+        return cells[0], None
+    numbers = [row_numbers(run, metric) for run in runs]
+    aligned = [row for row in numbers if row is not None]
+    if len(aligned) == len(cells) and _same_rows(runs):
+        stacked = np.stack(aligned)  # [seeds, rows]
+        known = ~np.isnan(stacked)
+        seen = known.any(axis=0)
+        averages = np.nansum(stacked[:, seen], axis=0) / known[:, seen].sum(axis=0)
+        return Cell(value, standard_error(averages), int(seen.sum())), None
+    errors = [cell.se for cell in cells if cell.se is not None]
+    bound = float(np.mean(errors)) if len(errors) == len(cells) else None
+    remark = "the seeds' samples cannot be matched row by row; the standard error is the mean of the seeds' own"
+    return Cell(value, bound, min(cell.n for cell in cells)), remark
+
+
+def _same_rows(runs: Sequence[RunFolder]) -> bool:
+    asked = [[[record.get(name) for name in inputs(run.config or {})] for record in run.samples] for run in runs]
+    return all(rows == asked[0] for rows in asked)
+
+
+def inputs(config: Mapping[str, Any]) -> list[str]:
+    """The variables of a run's graph that are given, not generated."""
+    return variables(config, "input")
+
+
+def variables(config: Mapping[str, Any], role: str) -> list[str]:
+    found = config.get("system", {}).get("variables", {})
+    return [name for name, variable in found.items() if variable.get("role") == role]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,116 @@
+"""Weights & Biases beside the run folder: one run a job, offline unless asked otherwise."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from sysdpo.errors import SettingError, nearest
+from sysdpo.reporting.runs import RunFolder
+
+MODES = ("offline", "online", "disabled")
+
+
+class Logger(Protocol):
+    """Who hears of a run while it goes on; `metrics.jsonl` is written whether or not there is one."""
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Take one line of `metrics.jsonl`: `step`, and `component` where they are trained one after the other."""
+        ...
+
+    def finish(self, succeeded: bool = True) -> None:
+        """End the run, after a crash too; nothing is logged after it."""
+        ...
+
+
+class Silent:
+    """No logger."""
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def finish(self, succeeded: bool = True) -> None:
+        pass
+
+
+class WandbLogger:
+    """A W&B run of its own for one row of a table under one seed.
+
+    Args:
+        project: in W&B; `mode`: offline, online (needs an account) or disabled.
+        folder: offline runs lie under `folder/wandb`.
+        group: what the dashboard groups by; `tags`: what it filters by.
+        run_folder: its figures, samples and adapters become part of the run when it ends well.
+        config: the resolved config.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        mode: str,
+        folder: str | Path,
+        group: str,
+        tags: Sequence[str],
+        run_folder: str | Path,
+        config: Mapping[str, Any],
+    ) -> None:
+        if mode not in MODES:
+            raise SettingError(f"logger.mode: {nearest(mode, MODES)}")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        self.wandb, self.files = wandb, RunFolder(Path(run_folder))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.run = wandb.init(
+            project=project,
+            mode=mode,  # type: ignore[arg-type]
+            dir=str(folder),
+            group=group,
+            name="/".join(self.files.path.parts[-2:]),
+            tags=list(tags),
+            config=dict(config),
+            reinit="create_new",  # a multirun has several jobs in one process: never two in one run
+            settings=wandb.Settings(console="off"),
+        )
+        # not W&B's own counter: components trained one after the other each count from 1
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        prefix = f"{metrics['component']}/" if "component" in metrics else ""
+        rest = {f"{prefix}{key}": value for key, value in metrics.items() if key not in ("step", "component")}
+        self.run.log({"step": metrics["step"], **rest})
+
+    def finish(self, succeeded: bool = True) -> None:
+        try:
+            if succeeded:
+                self._save_results()
+        finally:
+            self.run.finish(exit_code=0 if succeeded else 1)
+
+    def _save_results(self) -> None:
+        for name, value in (self.files.metrics or {}).items():
+            self.run.summary[name] = value
+        samples = self.files.samples
+        if samples:
+            columns: list[Any] = list(samples[0])
+            rows = [[self._value(record.get(column)) for column in columns] for record in samples]
+            self.run.log({"samples": self.wandb.Table(columns=columns, data=rows)})
+        adapters = self.files.path / "adapters"
+        if adapters.is_dir():
+            name = f"{self.run.group}-{'-'.join(self.files.path.parts[-2:])}".replace("/", "-").replace("=", "-")
+            artifact = self.wandb.Artifact(f"{name}-adapters", type="model")
+            artifact.add_dir(str(adapters))
+            self.run.log_artifact(artifact)
+
+    def _value(self, value: Any) -> Any:
+        """A cell of the sample table: file names of images become one strip of them, other lists one text."""
+        values = value if isinstance(value, list) else [value]
+        files = [file for item in values if (file := self.files.image(item))]
+        if values and len(files) == len(values):
+            images = [Image.open(file).convert("RGB") for file in files]
+            return self.wandb.Image(np.concatenate([np.asarray(image) for image in images], axis=1))
+        return "\n".join(map(str, value)) if isinstance(value, list) else value

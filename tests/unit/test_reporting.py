@@ -1,0 +1,393 @@
+"""Tables, figures and the page, from run folders written by hand; every expected number is derived by hand."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from sysdpo.errors import SettingError
+from sysdpo.reporting.figures import curves
+from sysdpo.reporting.gallery import text
+from sysdpo.reporting.page import write_report
+from sysdpo.reporting.pooling import Cell, row_numbers
+from sysdpo.reporting.runs import RunFolder, find_runs
+from sysdpo.reporting.tables import Table, as_markdown, make_table, write_table
+
+GRAPH = {
+    "question": {"role": "input"},
+    "draft": {"role": "intermediate", "component": "a", "parents": ["question"]},
+    "answer": {"role": "final", "component": "b", "parents": ["question", "draft"]},
+}
+# Preferences in [1, 2] of four evaluation rows, as a judge keeps them; in percent 100 (p - 1):
+#   seed 0:  0  50 100  50   mean 50, squares 5000, sd sqrt(5000 / 3), standard error sqrt(5000 / 12)
+#   seed 1: 50  50 100 100   mean 75, squares 2500, sd sqrt(2500 / 3), standard error sqrt(2500 / 12)
+#   rows:   25  50 100  75   mean 62.5, squares 3125, standard error sqrt(3125 / 12)
+PREFERENCES = {0: [1.0, 1.5, 2.0, 1.5], 1: [1.5, 1.5, 2.0, 2.0]}
+FIGURES = {0: (50.0, math.sqrt(5000 / 12)), 1: (75.0, math.sqrt(2500 / 12))}
+POOLED = Cell(62.5, math.sqrt(3125 / 12), 4)
+
+
+def settings(root: Path) -> dict[str, Any]:
+    return {
+        "experiment": "pairs",
+        "scale": "tiny",
+        "seed": 0,
+        "table_folder": str(root),
+        "title": "Table X. <Pairs>",
+        "rows": ["ours", "plain", "absent"],
+        "metrics": ["rate"],
+        "paper": {"ours": {"rate": 66.4}, "absent": {"rate": 12.0}},
+        "dataset": {"name": "riddles", "prompts": 4},
+        "system": {"variables": GRAPH},
+    }
+
+
+def write_run(
+    root: Path,
+    method: str,
+    seed: int,
+    numbers: Sequence[float | None] = (),
+    figure: tuple[float, float | None] = (50.0, 0.0),
+    history: Sequence[dict[str, Any]] = (),
+    **changes: Any,
+) -> Path:
+    run = root / method / f"seed={seed}"
+    (run / "samples").mkdir(parents=True)
+    config = {**settings(root), "seed": seed, "run_folder": str(run), "train": [] if method == "plain" else None}
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
+    cell = {"value": figure[0], "se": figure[1], "n": len(numbers) or 4}
+    (run / "metrics.json").write_text(json.dumps({"method": method, "seed": seed, "judge": "oracle", "rate": cell}))
+    records = [
+        {"question": f"Q{i} & why?", "draft": f"D{i}", "answer": f"{method} says <b>{i}</b>", "rate": number}
+        for i, number in enumerate(numbers)
+    ]
+    (run / "samples" / "evaluation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+    return run
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> Path:
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    for name, title in {"ours": "Ours-ψ", "plain": "Plain", "absent": "Absent"}.items():
+        (folder / f"{name}.yaml").write_text(f"# @package _global_\nmethod: {{name: {name}, title: {title}}}\n")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "pairs" / "tiny"
+    for seed in (0, 1):
+        margins = [{"step": 1, "rewards/margins": 0.0}, {"step": 2, "rewards/margins": 0.5 + seed}]
+        write_run(root, "ours", seed, PREFERENCES[seed], FIGURES[seed], margins)
+        write_run(root, "plain", seed, [1.5] * 4)
+    return root
+
+
+def table_of(root: Path, methods: Path, **changes: Any) -> Table:
+    return make_table({**settings(root), **changes}, methods)
+
+
+def approximately(cell: Cell) -> dict[str, Any]:
+    return {"value": pytest.approx(cell.value), "se": pytest.approx(cell.se), "n": cell.n}
+
+
+# ---- figures over seeds ------------------------------------------------------------------------------------------
+
+
+def test_a_single_seed_is_reported_as_its_run_says(tmp_path: Path, methods: Path) -> None:
+    write_run(tmp_path, "ours", 3, PREFERENCES[0], FIGURES[0])
+    row = table_of(tmp_path, methods).rows[0]
+    assert list(row.runs) == [3]
+    assert row.cells == {"rate": Cell(50.0, FIGURES[0][1], 4)}
+
+
+def test_seeds_are_pooled_with_errors_clustered_by_row(root: Path, methods: Path) -> None:
+    cell = table_of(root, methods).rows[0].cells["rate"]
+    assert vars(cell) == approximately(POOLED)
+
+
+def test_rows_are_shown_in_the_unit_of_the_table(root: Path) -> None:
+    numbers = row_numbers(RunFolder(root / "ours" / "seed=0"), "rate")
+    np.testing.assert_allclose(numbers, [0, 50, 100, 50], atol=1e-9)
+
+
+def test_a_row_without_a_preference_counts_where_it_has_one(tmp_path: Path, methods: Path) -> None:
+    # seed 0 has no preference on row 3: 0 50 100, mean 50, sd 50; the average of row 3 is seed 1's 100.
+    write_run(tmp_path, "ours", 0, [1.0, 1.5, 2.0, None], (50.0, 50 / math.sqrt(3)))
+    write_run(tmp_path, "ours", 1, PREFERENCES[1], FIGURES[1])
+    # row averages 25 50 100 100, mean 68.75, squares 43.75^2 + 18.75^2 + 2 * 31.25^2 = 4218.75
+    cell = table_of(tmp_path, methods).rows[0].cells["rate"]
+    assert vars(cell) == approximately(Cell(62.5, math.sqrt(4218.75 / 3 / 4), 4))
+
+
+def test_the_same_numbers_under_every_seed_are_no_more_rows(tmp_path: Path, methods: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path, "ours", seed, PREFERENCES[0], FIGURES[0])
+    cell = table_of(tmp_path, methods).rows[0].cells["rate"]
+    assert vars(cell) == approximately(Cell(50.0, FIGURES[0][1], 4))
+
+
+def test_without_samples_the_error_is_the_mean_of_the_seeds_own_and_it_is_said(tmp_path: Path, methods: Path) -> None:
+    write_run(tmp_path, "ours", 0, figure=(50.0, 2.0))
+    write_run(tmp_path, "ours", 1, figure=(60.0, 4.0))
+    table = table_of(tmp_path, methods)
+    assert table.rows[0].cells["rate"] == Cell(55.0, 3.0, 4)
+    assert any("cannot be matched" in note for note in table.notes)
+
+
+def test_seeds_that_answered_other_prompts_are_not_matched(root: Path, methods: Path) -> None:
+    file = root / "ours" / "seed=1" / "samples" / "evaluation.jsonl"
+    file.write_text(file.read_text().replace("Q2", "another question"))
+    table = table_of(root, methods)
+    assert table.rows[0].cells["rate"].se == pytest.approx((FIGURES[0][1] + FIGURES[1][1]) / 2)
+    assert any("cannot be matched" in note for note in table.notes)
+
+
+def test_seeds_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for seed in (10, 2):
+        write_run(tmp_path, "ours", seed)
+    assert [seed for seed, _ in find_runs(tmp_path, "ours")] == [2, 10]
+
+
+# ---- what is said ------------------------------------------------------------------------------------------------
+
+
+def test_a_row_without_a_run_is_shown_as_missing_with_the_command_that_fills_it(root: Path, methods: Path) -> None:
+    table = make_table(settings(root), methods, ["scale=tiny", "outputs=my runs", "seed=5", "+method.x=1"])
+    assert [row.method for row in table.rows] == ["ours", "plain", "absent"]
+    note = next(note for note in table.notes if "No finished run of absent" in note)
+    command = (
+        "python scripts/train.py -m experiment=pairs scale=tiny 'outputs=my runs' +method.x=1 method=absent seed=0,1"
+    )
+    assert note.endswith(command)
+    assert re.search(r"\| Absent +\| +missing \| +12\.0 \|", as_markdown(table))
+
+
+def test_an_unfinished_run_does_not_count(root: Path, methods: Path) -> None:
+    (root / "ours" / "seed=1" / "metrics.json").unlink()
+    table = table_of(root, methods)
+    assert table.rows[0].cells["rate"].value == 50.0
+    assert any("ours lacks seed 1." in note and note.endswith("method=ours seed=1") for note in table.notes)
+
+
+def test_the_caption_names_scale_judge_seeds_data_and_rows(root: Path, methods: Path) -> None:
+    caption = table_of(root, methods).caption
+    for part in ("Scale: tiny", "judge: oracle", "seeds: 0, 1", "data: riddles", "n = 4 evaluation rows"):
+        assert part in caption
+
+
+def test_seeds_of_different_configs_are_named(root: Path, methods: Path) -> None:
+    assert not [n for n in table_of(root, methods).notes if "another config" in n]  # seeds and paths may differ
+    write_run(root, "ours", 2, PREFERENCES[0], FIGURES[0], beta=0.5)
+    notes = table_of(root, methods).notes
+    assert "ours: seed 2 was run with another config than seed 0: beta None / 0.5." in notes
+
+
+def test_a_run_on_other_data_is_named(root: Path, methods: Path) -> None:
+    notes = table_of(root, methods, dataset={"name": "riddles", "prompts": 9}).notes
+    assert "plain, seed 1: not the data set of this report's config: dataset.prompts 9 / 4." in notes
+
+
+def test_two_judges_in_one_table_are_named(root: Path, methods: Path) -> None:
+    file = root / "plain" / "seed=1" / "metrics.json"
+    file.write_text(file.read_text().replace("oracle", "coin"))
+    assert "The runs do not agree on the judge: oracle / coin." in table_of(root, methods).notes
+
+
+@pytest.mark.parametrize("key", ["rows", "metrics", "title"])
+def test_an_experiment_without_a_table_is_refused(root: Path, methods: Path, key: str) -> None:
+    with pytest.raises(SettingError, match=f"^{key}: experiment 'pairs'"):
+        table_of(root, methods, **{key: None})
+
+
+def test_a_row_without_a_config_is_refused(root: Path, methods: Path) -> None:
+    with pytest.raises(SettingError, match="'ourz' has no config"):
+        table_of(root, methods, rows=["ourz"])
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def test_json_csv_and_markdown_say_the_same(root: Path, methods: Path, tmp_path: Path) -> None:
+    write_table(table_of(root, methods), tmp_path / "report")
+    content = json.loads((tmp_path / "report" / "table.json").read_text())
+    assert (content["experiment"], content["scale"]) == ("pairs", "tiny")
+    first, second, third = content["rows"]
+    assert first["method"] == "ours"
+    assert first["seeds"] == [0, 1]
+    assert first["rate"] == approximately(POOLED)
+    assert first["paper"] == {"rate": 66.4}
+    assert second["rate"] == {"value": 50.0, "se": 0.0, "n": 4}
+    assert second["paper"] == {}
+    assert third["rate"] is None
+    assert third["seeds"] == []
+
+    with (tmp_path / "report" / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for row, line in zip(content["rows"], lines, strict=True):
+        assert line["method"] == row["method"]
+        assert line["seeds"] == " ".join(map(str, row["seeds"]))
+        for key, column in (("value", "rate"), ("se", "rate_se"), ("n", "rate_n")):
+            assert line[column] == ("" if row["rate"] is None else str(row["rate"][key]))
+        assert line["rate_paper"] == str(row["paper"].get("rate", ""))
+
+    markdown = (tmp_path / "report" / "table.md").read_text()
+    assert re.search(r"\| Ours-ψ +\| +62\.5 ± 16\.1 \| +66\.4 \|", markdown)
+    assert re.search(r"\| Plain +\| +50\.0 ± 0\.0 \| +– \|", markdown)
+
+
+def test_figures_around_one_have_three_decimals(tmp_path: Path, methods: Path) -> None:
+    write_run(tmp_path, "ours", 0, figure=(0.1844, 0.0411))
+    markdown = as_markdown(table_of(tmp_path, methods, paper={"ours": {"rate": 0.25}}))
+    assert re.search(r"\| 0\.184 ± 0\.041 \| +0\.25 \|", markdown)
+
+
+def test_an_unknown_error_is_null_and_not_nan(tmp_path: Path, methods: Path) -> None:
+    write_run(tmp_path, "ours", 0, [1.5], (50.0, math.nan))
+    write_table(table_of(tmp_path, methods), tmp_path / "report")
+    text = (tmp_path / "report" / "table.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["rows"][0]["rate"] == {"value": 50.0, "se": None, "n": 1}
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_curves_are_means_over_seeds_one_a_component(root: Path, methods: Path) -> None:
+    lines = [{"component": "a", "step": 1, "rewards/margins": 3}, {"component": "b", "step": 1, "rewards/margins": 4}]
+    write_run(root, "absent", 0, history=lines)
+    assert curves(table_of(root, methods), "rewards/margins") == {
+        ("ours", None): [(1, 0.0, 0.0, 0.0), (2, 1.0, 0.5, 1.5)],
+        ("absent", "a"): [(1, 3.0, 3, 3)],
+        ("absent", "b"): [(1, 4.0, 4, 4)],
+    }
+
+
+def test_evaluations_during_training_are_drawn_where_there_are_some(root: Path, methods: Path) -> None:
+    write_run(root, "absent", 0, history=[{"step": s, "evaluation/rate": 50.0 + s} for s in (5, 10)])
+    write_report(settings(root), methods)
+    drawn = {file.name for file in (root / "report" / "figures").iterdir()}
+    assert drawn == {f"{name}.{kind}" for name in ("evaluation_rate", "training_margin") for kind in ("svg", "png")}
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks the nesting of tags; collects text and attributes."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.feed(content)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_of(root: Path, methods: Path) -> Page:
+    printed = write_report(settings(root), methods, ["scale=tiny"])
+    assert printed.startswith("**Table X. <Pairs>**")
+    return Page((root / "report" / "index.html").read_text())
+
+
+def test_the_page_is_well_formed_and_needs_no_other_file(root: Path, methods: Path) -> None:
+    page = page_of(root, methods)
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
+            assert value.startswith(("data:", "#")), (tag, name, value)
+        assert "@import" not in value
+    tags = {tag for tag, _, _ in page.attributes}
+    assert not tags & {"script", "link", "iframe"}
+    style = next(words for words in page.words if "prefers-color-scheme" in words)
+    assert "url(" not in style
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_holds_table_samples_config_environment_and_commands(root: Path, methods: Path) -> None:
+    words = "".join(page_of(root, methods).words)
+    assert "62.5" in words
+    assert "± 16.1" in words
+    assert "Q0 & why?" in words
+    assert "plain says <b>0</b>" in words  # shown as text, not as markup
+    assert "ours says <b>0</b>" in words
+    assert "D0" in words
+    assert "python scripts/train.py -m experiment=pairs scale=tiny method=ours seed=0,1" in words
+    assert "riddles" in words
+    assert "platform" in words
+
+
+def test_images_of_samples_are_part_of_the_page(root: Path, methods: Path) -> None:
+    for method in ("ours", "plain"):
+        folder = root / method / "seed=0" / "samples"
+        Image.new("RGB", (32, 32), "orange").save(folder / "drawn.png")
+        records = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+        records = [{**record, "answer": ["drawn.png", "drawn.png"]} for record in records]
+        (folder / "evaluation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    sources = [value for tag, name, value in page_of(root, methods).attributes if (tag, name) == ("img", "src")]
+    assert len(sources) == 4 * 2 * 2  # rows, methods, images an answer
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_a_picture_stands_in_for_an_answer_that_the_record_does_not_hold(root: Path, methods: Path) -> None:
+    folder = root / "ours" / "seed=0" / "samples"
+    Image.new("RGB", (96, 32), "orange").save(folder / "0.png")
+    record = {"question": "Q0", "draft": ["one", "two"], "levels": [0.25, 1.0], "picture": "0.png", "rate": 1.0}
+    (folder / "evaluation.jsonl").write_text(json.dumps(record) + "\n")
+    page = page_of(root, methods)
+    assert [value[:10] for tag, name, value in page.attributes if (tag, name) == ("img", "src")] == ["data:image"]
+    assert "one\ntwo" in page.words
+    assert "0.250, 1.000" in page.words
+
+
+def test_figures_by_group_are_means_over_seeds(root: Path, methods: Path) -> None:
+    for seed, value in ((0, 20.0), (1, 50.0)):
+        file = root / "ours" / f"seed={seed}" / "metrics.json"
+        groups = {"fog": {"rate": {"value": value, "se": 1.0, "n": 2}}}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "attributes": groups}))
+    words = page_of(root, methods).words
+    assert words[words.index("fog") : words.index("fog") + 3] == ["fog", "35.0", "–"]
+
+
+def test_drawings_are_valid_xml(root: Path, methods: Path) -> None:
+    write_report(settings(root), methods)
+    assert ElementTree.parse(root / "report" / "figures" / "training_margin.svg").getroot().tag.endswith("svg")
+
+
+def test_a_page_without_any_run_still_says_what_to_do(tmp_path: Path, methods: Path) -> None:
+    words = "".join(page_of(tmp_path / "nothing", methods).words)
+    assert "method=ours,plain,absent seed=0" in words
+
+
+def test_control_characters_never_reach_the_page() -> None:
+    assert text("a\x00b\x1b<c>\n\ud800") == "a\ufffdb\ufffd&lt;c&gt;\n\ufffd"

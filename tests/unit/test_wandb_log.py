@@ -1,0 +1,124 @@
+"""W&B offline: what two jobs of one process leave behind, read from the files that `wandb sync` would upload."""
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sysdpo.errors import SettingError
+from sysdpo.reporting.wandb_log import WandbLogger
+
+wandb = pytest.importorskip("wandb")
+wandb_internal = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+BLOCK, FILE_HEADER, HEADER = 32768, 7, 7
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a `.wandb` file: LevelDB's log format after W&B's own file header."""
+    content, position, parts = path.read_bytes(), FILE_HEADER, b""
+    while position + HEADER <= len(content):
+        if BLOCK - position % BLOCK < HEADER:  # no header fits into the rest of a block
+            position += BLOCK - position % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + HEADER])
+        parts += content[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def items(found: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in found}
+
+
+def stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """Run name -> what its file says."""
+    wandb.teardown()  # its service writes behind our back; it has written all once it has stopped
+    runs = {}
+    for path in folder.glob("wandb/offline-run-*/*.wandb"):
+        run: dict[str, Any] = {"history": [], "summary": {}, "artifacts": []}
+        for record in records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                run |= {"name": record.run.display_name, "group": record.run.run_group, "tags": list(record.run.tags)}
+                run |= {"project": record.run.project, "config": items(record.run.config.update)}
+            elif kind == "history":
+                run["history"].append(items(record.history.item))
+            elif kind == "summary":
+                run["summary"] |= items(record.summary.update)
+            elif kind == "artifact":
+                run["artifacts"].append((record.artifact.type, [e.path for e in record.artifact.manifest.contents]))
+            elif kind == "exit":
+                run["exit"] = record.exit.exit_code
+        runs[run["name"]] = run
+    return runs
+
+
+def logger_for(folder: Path, method: str, config: Mapping[str, Any]) -> WandbLogger:
+    run_folder = folder / "t" / "tiny" / method / "seed=0"
+    run_folder.mkdir(parents=True)
+    return WandbLogger("project", "offline", folder, "t/tiny", [method, "tiny"], run_folder, config)
+
+
+def test_two_jobs_of_one_process_are_two_runs_and_a_crash_closes_its_own(tmp_path: Path) -> None:
+    first = logger_for(tmp_path, "joint", {"beta": 0.5, "system": {"_target_": "x"}})
+    files = first.files.path
+    first.log({"step": 1, "loss": 0.69})
+    first.log({"step": 2, "loss": 0.5})
+    (files / "metrics.json").write_text(json.dumps({"wr": {"value": 61.0, "se": 2.0, "n": 2}, "judge": "oracle"}))
+    (files / "samples").mkdir()
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (4, 4)).save(files / "samples" / name)
+    sample = {"x": "why?", "y": ["a", "b"], "z": ["1.png", "2.png"]}
+    (files / "samples" / "evaluation.jsonl").write_text(json.dumps(sample) + "\n")
+    (files / "adapters" / "psi1").mkdir(parents=True)
+    (files / "adapters" / "psi1" / "adapter.bin").write_bytes(b"weights")
+    first.finish()
+
+    second = logger_for(tmp_path, "separate", {"beta": 0.1})
+    second.log({"component": "psi1", "step": 1, "loss": 0.7})
+    second.log({"component": "psi2", "step": 1, "loss": 0.6})
+    second.finish(succeeded=False)
+
+    runs = stored(tmp_path)
+    assert set(runs) == {"joint/seed=0", "separate/seed=0"}
+    one, other = runs["joint/seed=0"], runs["separate/seed=0"]
+    assert one["project"] == "project"
+    assert one["group"] == other["group"] == "t/tiny"
+    assert (one["tags"], other["tags"]) == (["joint", "tiny"], ["separate", "tiny"])
+    assert one["config"]["beta"] == 0.5
+    assert one["config"]["system"] == {"_target_": "x"}
+    assert other["config"]["beta"] == 0.1
+    assert [(h["step"], h["loss"]) for h in one["history"] if "loss" in h] == [(1, 0.69), (2, 0.5)]
+    assert [h for line in other["history"] for h in line if h.endswith("loss")] == ["psi1/loss", "psi2/loss"]
+    assert one["summary"]["judge"] == "oracle"
+    assert ("model", ["psi1/adapter.bin"]) in one["artifacts"]
+    assert not any(kind == "model" for kind, _ in other["artifacts"])
+    assert (one["exit"], other["exit"]) == (0, 1)
+
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.table.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["x", "y", "z"]
+    assert content["data"] == [["why?", "a\nb", "Image"]]
+    (held,) = [paths for kind, paths in one["artifacts"] if kind == "run_table"]
+    assert len([path for path in held if path.endswith(".png")]) == 1  # a strip of the two
+
+
+def test_an_unknown_mode_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="did you mean 'offline'"):
+        WandbLogger("project", "ofline", tmp_path, "g", [], tmp_path / "run", {})
+    assert os.listdir(tmp_path) == []
