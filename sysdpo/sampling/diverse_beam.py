@@ -84,6 +84,7 @@ def diverse_beam_search(
             done=torch.zeros(batch, dtype=torch.bool, device=device),
             end_tokens=end_tokens,
             pad_token_id=pad_token_id,
+            diversity_penalty=diversity_penalty,
             length_penalty=length_penalty,
             alone=num_beam_groups == 1,
         )
@@ -98,7 +99,7 @@ def diverse_beam_search(
             top = _top_tokens(output.logits[:, -1], groups[0].num_candidates + num_beams - size)
             taken = torch.empty(batch, 0, dtype=torch.long, device=device)  # [B, beams of earlier groups]
             for group in groups:
-                taken = torch.cat([taken, group.advance(*top, taken, diversity_penalty, step)], dim=1)
+                taken = torch.cat([taken, group.advance(*top, taken, step)], dim=1)
 
             growing = torch.stack([group.growing for group in groups])  # [groups, B, size]
             if step + 1 == max_new_tokens or not bool(growing.any()):
@@ -117,15 +118,13 @@ def diverse_beam_search(
             output = _forward(model, newest[:, None], mask, positions, output.past_key_values)
 
     found = _Beams.join([group.finished() for group in groups]).best(num_beams)
-    absent = found.scores == ABSENT
-    found.tokens[absent], found.lengths[absent] = pad_token_id, 0
     equal = (found.tokens[:, :, None] == found.tokens[:, None]).all(dim=-1)
     length = int(found.lengths.max())
     return BeamOutput(
         sequences=found.tokens[..., :length],
-        log_probs=found.log_probs.masked_fill(absent, -torch.inf),
+        log_probs=found.log_probs,
         scores=found.scores,
-        duplicate=equal.tril(diagonal=-1).any(dim=-1) | absent,
+        duplicate=equal.tril(diagonal=-1).any(dim=-1) | (found.scores == ABSENT),
     )
 
 
@@ -143,7 +142,7 @@ class _Beams:
         return cls(
             tokens=torch.full((batch, n, length), pad_token_id, device=device),
             lengths=torch.zeros(batch, n, dtype=torch.long, device=device),
-            log_probs=torch.zeros(batch, n, device=device),
+            log_probs=torch.full((batch, n), ABSENT, device=device),
             scores=torch.full((batch, n), ABSENT, device=device),
         )
 
@@ -158,7 +157,7 @@ class _Beams:
 
     def started(self) -> "_Beams":
         """One beam alive with nothing in it, so that the others do not repeat its first tokens."""
-        self.scores[:, 0] = 0.0
+        self.log_probs[:, 0] = self.scores[:, 0] = 0.0
         return self
 
     def take(self, index: Tensor) -> "_Beams":
@@ -168,6 +167,7 @@ class _Beams:
         return _Beams(self.tokens.gather(1, rows), *columns)
 
     def best(self, n: int) -> "_Beams":
+        """The n of highest score. A stable order, so that an unfilled place stays all padding."""
         return self.take(self.scores.argsort(dim=1, descending=True, stable=True)[:, :n])
 
 
@@ -181,6 +181,7 @@ class _Group:
     done: Tensor  # [B] nothing that still grows is expected to beat what has ended
     end_tokens: Tensor
     pad_token_id: int
+    diversity_penalty: float
     length_penalty: float
     alone: bool
 
@@ -194,9 +195,7 @@ class _Group:
         """[B, size] True for the beams whose next token the model has to give."""
         return (self.live.scores > ABSENT) & ~self.done[:, None]
 
-    def advance(
-        self, log_probs: Tensor, tokens: Tensor, taken: Tensor, diversity_penalty: float, step: int
-    ) -> Tensor:
+    def advance(self, log_probs: Tensor, tokens: Tensor, taken: Tensor, step: int) -> Tensor:
         """Lengthen the live beams by one token each.
 
         Args:
@@ -209,7 +208,7 @@ class _Group:
         size, norm = self.lines.shape[1], (step + 1) ** self.length_penalty
         own, proposed = log_probs[self.lines], tokens[self.lines]  # [B, size, k]
         times_taken = (proposed[..., None] == taken[:, None, None]).sum(dim=-1)
-        totals = own - diversity_penalty * times_taken + self.live.scores[..., None]
+        totals = own - self.diversity_penalty * times_taken + self.live.scores[..., None]
         scores, flat = totals.flatten(1).topk(self.num_candidates)  # [B, candidates], best first
         token = proposed.flatten(1).gather(1, flat)
         parent = flat // tokens.shape[-1]
@@ -272,17 +271,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_settings(
-    num_beams: int, num_beam_groups: int, diversity_penalty: float, max_new_tokens: int
-) -> None:
+def _check_settings(num_beams: int, num_beam_groups: int, diversity_penalty: float, max_new_tokens: int) -> None:
     if num_beams < 1:
         raise SettingError(f"num_beams={num_beams}: a search needs at least 1 beam")
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens={max_new_tokens}: a search needs at least 1 new token")
     if not 1 <= num_beam_groups <= num_beams:
-        raise SettingError(
-            f"num_beam_groups={num_beam_groups}: num_beams={num_beams} can form 1 to {num_beams} groups"
-        )
+        raise SettingError(f"num_beam_groups={num_beam_groups}: num_beams={num_beams} can form 1 to {num_beams} groups")
     if num_beams % num_beam_groups:
         raise SettingError(
             f"num_beam_groups={num_beam_groups}: groups are of equal size, so num_beams={num_beams} "
@@ -299,9 +294,7 @@ def _check_vocabulary(vocabulary: int, end_tokens: Tensor, num_beams: int, max_n
         raise SettingError(f"eos_token_id={outside[0]}: the model knows tokens 0 to {vocabulary - 1} only")
     onward = vocabulary - len(end_tokens)
     if onward < 1:
-        raise SettingError(
-            f"eos_token_id={end_tokens.tolist()}: leaves no token that goes on; name fewer end tokens"
-        )
+        raise SettingError(f"eos_token_id={end_tokens.tolist()}: leaves no token that goes on; name fewer end tokens")
     existing = 0
     for length in range(max_new_tokens):  # endings after `length` other tokens, and those that never end
         existing += onward**length * len(end_tokens)

@@ -4,6 +4,7 @@ A `SamplingStrategy` says how many joint samples a prompt gets, how a language m
 whether they are thinned afterwards by the system's own likelihoods.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,12 @@ class DiverseBeam:
     length_penalty: float = 1.0
     distinct: bool = True
 
+    def __post_init__(self) -> None:
+        if self.groups is not None and self.groups < 1:
+            raise SettingError(f"sampler.draw.groups={self.groups}: must be at least 1.")
+        if not 0 <= self.diversity_penalty < math.inf:
+            raise SettingError(f"sampler.draw.diversity_penalty={self.diversity_penalty}: must be a number, 0 or more.")
+
     def draw(
         self,
         model: Any,
@@ -44,12 +51,14 @@ class DiverseBeam:
         eos_token_id: int,
         pad_token_id: int,
     ) -> list[list[list[int]]]:
+        # joint samples that have parted ways ask for fewer beams each than there are samples
+        groups = n if self.groups is None else math.gcd(n, self.groups)
         output = diverse_beam_search(
             model,
             input_ids,
             attention_mask,
             num_beams=n,
-            num_beam_groups=self.groups if self.groups is not None else n,
+            num_beam_groups=groups,
             diversity_penalty=self.diversity_penalty if n > 1 else 0.0,
             max_new_tokens=max_new_tokens,
             eos_token_id=eos_token_id,
@@ -87,6 +96,11 @@ class SamplingStrategy:
         if groups is not None and groups > self.num_draws:
             raise SettingError(
                 f"sampler.draw.groups={groups}: more beam groups than the {self.num_draws} beams; lower it or raise sampler.k."
+            )
+        if groups is not None and self.num_draws % groups:
+            raise SettingError(
+                f"sampler.draw.groups={groups}: groups are of equal size, so {self.num_draws} beams cannot form them; "
+                "choose a divisor."
             )
         if self.candidates is not None and (self.candidates < self.k or self.k != 2):
             raise SettingError(
