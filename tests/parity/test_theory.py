@@ -1,0 +1,173 @@
+"""The claims of section 3 on tables: what has to hold exactly holds, what has to fail fails."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from sysdpo.errors import SettingError
+from sysdpo.reporting.theory import write_theory_report
+from sysdpo.theory import (
+    DRAFTS,
+    WEIGHTS,
+    TheorySettings,
+    align,
+    approximation_error,
+    broken_support,
+    check_joint_against_separate,
+    check_perfect_alignment,
+    full_support,
+    importance_log_marginal,
+    least_loss,
+    log_marginal,
+    perfection_error,
+    preferences,
+    single,
+    system_preferences,
+    two_stages,
+)
+from sysdpo.training.preference import Direct
+
+
+def test_the_data_set_is_the_oracles_exact_expectation() -> None:
+    """Of the pairs of a and c under p, w(a) : w(c) = 1 : 4 prefer a."""
+    pairs = [p for p in preferences(WEIGHTS) if p.inputs["x"] == "p" and {p.chosen["z"], p.rejected["z"]} == {"a", "c"}]
+    assert sum(p.chosen["z"] == "a" for p in pairs) / len(pairs) == 1 / 5
+    by_z = {"a": 1, "b": 2, "c": 4}
+    whole = [p for p in system_preferences(WEIGHTS, full_support(WEIGHTS)) if p.inputs["x"] == "p"]
+    assert {(p.chosen["y"], p.chosen["z"]) for p in whole} == {(y, z) for y in DRAFTS for z in by_z}
+    assert len(whole) == sum((by_z[p] * 4 for p, q in _ordered(by_z))) + 3 * 2
+
+
+def _ordered(values: dict[str, int]) -> list[tuple[str, str]]:
+    return [(p, q) for p in values for q in values if p != q]
+
+
+def test_the_log_marginal_by_hand() -> None:
+    """p(y) = (.5, .5), p(z | y) = (.9, .1), (.3, .7): p(z) = (.6, .4)."""
+    system = two_stages(["x"], DRAFTS, ["a", "b"])
+    with torch.no_grad():
+        system.component("p_z").logits.copy_(torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log())  # type: ignore[operator, union-attr]
+    assert log_marginal(system, 1).exp()[0].tolist() == pytest.approx([0.6, 0.4])
+
+
+def test_perfection_error_by_hand() -> None:
+    """Weights 1, 2, 4 at beta 0.5 ask for p in 1 : 4 : 16; the uniform system is off by ln 16 under p, ln 9 under q."""
+    inputs, answers = list(WEIGHTS), list(WEIGHTS["p"])
+    assert perfection_error(single(inputs, answers), WEIGHTS, 0.5) == pytest.approx(math.log(16))
+    logits = torch.tensor([[math.log(w) / 0.5 for w in weight.values()] for weight in WEIGHTS.values()])
+    assert perfection_error(single(inputs, answers, logits), WEIGHTS, 0.5) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[tuple[str, float], dict[str, object]]:
+    return {(row["method"], row["beta"]): row for row in check_perfect_alignment([0.1, 2])}
+
+
+@pytest.mark.parametrize("beta", [0.1, 2])
+@pytest.mark.parametrize("method", ["dpo", "sysdpo_direct", "sysdpo_sampling_all_y"])
+def test_beta_perfect_alignment(rows: dict, method: str, beta: float) -> None:
+    assert rows[method, beta]["log_ratio_error"] < 1e-3
+    assert rows[method, beta]["excess_loss"] == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 2])
+def test_without_assumption_1_the_loss_is_least_and_the_system_is_not_aligned(rows: dict, beta: float) -> None:
+    row = rows["sysdpo_direct_without_assumption_1", beta]
+    assert row["excess_loss"] == pytest.approx(0.0, abs=1e-5)
+    assert row["log_ratio_error"] > 0.1
+
+
+@pytest.mark.parametrize("beta", [0.1, 2])
+def test_sampling_over_all_intermediates_is_dpo_on_the_marginal(rows: dict, beta: float) -> None:
+    ours, dpo = (torch.tensor(rows[m, beta]["log_marginal"]) for m in ("sysdpo_sampling_all_y", "dpo"))
+    assert (ours - dpo).abs().max() < 1e-3
+
+
+def test_a_reference_that_is_not_uniform_gives_its_ratio_times_the_oracles() -> None:
+    """Equation 10: p* is proportional to p_ref w^(1 / beta), so definition 1 needs the uniform reference."""
+    inputs, answers = list(WEIGHTS), list(WEIGHTS["p"])
+    logits = torch.tensor([[0.5, -0.2, 0.1], [-1.0, 0.3, 0.0]])
+    system = single(inputs, answers, logits)
+    align(system, Direct(), preferences(WEIGHTS), 1.0)
+    target = logits + torch.tensor([[math.log(w) for w in weight.values()] for weight in WEIGHTS.values()])
+    assert torch.allclose(log_marginal(system, 2).float(), target.log_softmax(-1), atol=1e-3)
+
+
+def test_the_broken_data_set_is_a_subset_of_the_full_one() -> None:
+    broken, full = broken_support(WEIGHTS), full_support(WEIGHTS)
+    for x in WEIGHTS:
+        assert set(broken[x]) < set(full[x])
+        assert {z for _, z in broken[x]} == set(WEIGHTS[x])
+    assert least_loss(system_preferences(WEIGHTS, broken), WEIGHTS) > 0
+
+
+def test_joint_alignment_reaches_what_separate_alignment_misses() -> None:
+    result = check_joint_against_separate(0.5, seed=1)
+    assert result["untrained"] == pytest.approx(0.5, abs=0.01)
+    assert result["separate"] < 0.6
+    assert result["joint"] > 0.99
+
+
+class TestImportanceWeights:
+    def test_by_hand(self) -> None:
+        """Weights 1 and 3: mean 2. The jackknife: 2 ln 2 - (ln 1 + ln 3) / 2."""
+        log_joint, log_proposal = torch.tensor([0.1, 0.6]).log(), torch.tensor([0.1, 0.2]).log()
+        plain = importance_log_marginal(log_joint, log_proposal, correct=False)
+        assert plain.item() == pytest.approx(math.log(2))
+        corrected = importance_log_marginal(log_joint, log_proposal)
+        assert corrected.item() == pytest.approx(2 * math.log(2) - math.log(3) / 2)
+        assert importance_log_marginal(log_joint[:1], log_proposal[:1]).item() == pytest.approx(0.0, abs=1e-6)
+
+    def test_the_mean_of_the_weights_is_unbiased_and_the_correction_lowers_the_bias_of_the_logarithm(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        prior = torch.randn(20, generator=generator).softmax(-1)
+        likelihood = torch.rand(20, generator=generator)
+        exact = (prior * likelihood).sum().log()
+        drawn = torch.multinomial(prior.expand(20_000, -1), 4, replacement=True, generator=generator)
+        joint, proposal = (prior * likelihood).log()[drawn], prior.log()[drawn]
+        plain = importance_log_marginal(joint, proposal, correct=False)
+        corrected = importance_log_marginal(joint, proposal)
+        assert plain.exp().mean().item() == pytest.approx(exact.exp().item(), rel=0.01)
+        assert abs(corrected.mean() - exact) < 0.5 * abs(plain.mean() - exact)
+
+
+def test_error_of_equation_6_falls_with_k_and_ends_with_enumeration(tmp_path: Path) -> None:
+    settings = TheorySettings([1.0], [1, 4, 16], drafts=16, repeats=20, seed=0)
+    rows = approximation_error(settings)
+    by_method = {m: [r for r in rows if r["method"] == m] for m in dict.fromkeys(r["method"] for r in rows)}
+    beams = by_method["diverse_beam"]
+    assert beams[0]["rmse"] > beams[1]["rmse"] > beams[2]["rmse"]
+    assert beams[2]["rmse"] < 1e-6
+    assert beams[2]["margin_rmse"] < 1e-6
+    for name in ("diverse_beam", "monte_carlo"):
+        assert all(r["bias"] <= 1e-9 for r in by_method[name])  # a part of a sum of positive terms
+    weighted = by_method["importance_weighted"]
+    assert abs(weighted[1]["bias"]) < abs(by_method["monte_carlo"][1]["bias"])
+
+    content = {
+        "perfect_alignment": check_perfect_alignment([1.0]),
+        "joint_against_separate": [{"seed": 0, "untrained": 0.5, "separate": 0.5, "joint": 1.0}],
+        "approximation": rows,
+        "settings": {"drafts": 16},
+    }
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    text = write_theory_report(tmp_path).read_text()
+    assert "| SysDPO-Direct, every (y, z) in the data |" in text
+    assert (tmp_path / "figures" / "approximation.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"betas": [0.0]}, "betas"),
+        ({"samples": [0]}, "samples"),
+        ({"samples": [17]}, "drafts=16"),
+        ({"repeats": 1}, "repeats=1"),
+    ],
+)
+def test_refusals(changes: dict, part: str) -> None:
+    with pytest.raises(SettingError, match=part):
+        TheorySettings(**{"betas": [1.0], "samples": [1], "drafts": 16, "repeats": 2, "seed": 0, **changes})
