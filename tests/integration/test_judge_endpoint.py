@@ -228,9 +228,7 @@ def test_a_fault_is_asked_again_until_it_passes(server: Server, tmp_path: Path, 
     judge = judge_at(server, tmp_path, concurrency=1, timeout_s=0.3)
     assert judge.preferences(*examples(2)) == expected(2)
     assert len(server.requests) == 4  # two faults, two answers
-    assert (
-        server.arrivals[2] - server.arrivals[0] < 5
-    )  # two time-outs of 0.3 s; the server would stall for 10
+    assert server.arrivals[2] - server.arrivals[0] < 5  # two time-outs of 0.3 s; the server would stall for 10
     assert server.requests[0] == server.requests[1] == server.requests[2] != server.requests[3]
 
 
@@ -292,9 +290,7 @@ def test_answers_under_way_when_another_request_fails_are_kept(server: Server, t
         (status(429, Retry_After="86400"), "asks to wait 86400 s"),
     ],
 )
-def test_what_no_patience_can_mend_is_said_at_once(
-    server: Server, tmp_path: Path, reply: Reply, says: str
-) -> None:
+def test_what_no_patience_can_mend_is_said_at_once(server: Server, tmp_path: Path, reply: Reply, says: str) -> None:
     server.default = reply
     with pytest.raises(SettingError, match=says) as refusal:
         judge_at(server, tmp_path, concurrency=1).preferences(*examples(5))

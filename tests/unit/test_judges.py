@@ -137,9 +137,7 @@ def test_spending_without_a_terminal_needs_yes(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("answer", ["", "n", "no", "yesterday"])
-def test_spending_is_declined_by_anything_but_yes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
-) -> None:
+def test_spending_is_declined_by_anything_but_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda prompt: answer)
     with pytest.raises(SettingError, match="nothing was spent"):
@@ -150,9 +148,7 @@ def test_identical_answers_are_judged_without_a_server(tmp_path: Path) -> None:
     assert alpaca_eval_judge(tmp_path).preferences([{"x": "a"}], ["same"], ["same"]) == [1.5]
 
 
-def test_cache_keys_follow_content_and_survive_damage(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cache_keys_follow_content_and_survive_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = AnnotationCache(tmp_path)
     request = {"model": "a", "messages": [{"role": "user", "content": "é \ud83d"}]}  # a lone surrogate too
     assert cache.key(request) == cache.key(dict(reversed(request.items())))
@@ -197,9 +193,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_asked(tmp_
         ({"max_attempts": 0}, "max_attempts"),
     ],
 )
-def test_endpoint_settings_are_refused_by_name_and_without_secrets(
-    settings: dict[str, Any], named: str
-) -> None:
+def test_endpoint_settings_are_refused_by_name_and_without_secrets(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(SettingError, match=rf"endpoint\.{named}") as refusal:
         ChatEndpoint(**{"base_url": "http://127.0.0.1/v1", **settings})
     assert "secret" not in str(refusal.value)
@@ -305,9 +299,7 @@ def test_encoder_reward_model_reads_a_pair_of_texts(tmp_path: Path) -> None:
 
 
 def test_the_chat_template_alone_writes_the_special_tokens() -> None:
-    vocab = {
-        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "there"])
-    }
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "there"])}
     tokenizer = BertTokenizer(vocab=vocab)  # adds [CLS] and [SEP] of its own, as Llama's adds a start token
     tokenizer.chat_template = "[CLS]{% for m in messages %}{{ m.content }}[SEP]{% endfor %}"
     assert RewardModelJudge._encode(tokenizer, "hello", "there")["input_ids"] == [2, 5, 3, 6, 3]

@@ -1,0 +1,82 @@
+"""Table 1 through its command: every row, its pictures and its curve, and nothing done twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.integration.commands import start, train_in_process
+
+ROWS = {
+    "sysdpo_direct": {"captioner", "diffusion"},
+    "before": set(),
+    "best_of_n": set(),
+    "only_llm": {"captioner"},
+    "only_diffusion": {"diffusion"},
+}
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("table1") / "outputs"
+    process = start("train.py", "-m", "experiment=table1", "scale=smoke", f"outputs={outputs}")
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    return outputs / "table1" / "smoke"
+
+
+def test_every_row_has_its_figures_and_files(table: Path) -> None:
+    assert len(list((table / "data").iterdir())) == 1
+    for row, trained in ROWS.items():
+        folder = table / row / "seed=0"
+        metrics = metrics_of(folder)
+        assert metrics["method"] == row
+        assert -1.5 <= metrics["preference_score"]["value"] <= 1
+        assert 0 <= metrics["order_consistency"]["value"] <= 100
+        assert len(metrics["attributes"]) == metrics["preference_score"]["n"] == 12
+        samples = [json.loads(line) for line in (folder / "samples" / "evaluation.jsonl").read_text().splitlines()]
+        for sample in samples:
+            if sample["parsed"]:
+                assert len(sample["captions"]) == len(sample["levels"]) == 3
+                assert Image.open(folder / "samples" / sample["picture"]).size == (3 * 32 + 4, 32)
+            else:
+                assert (sample["preference_score"], sample["picture"], sample["captions"]) == (-1, None, [])
+        adapters = folder / "adapters"
+        assert ({p.name for p in adapters.iterdir()} if adapters.exists() else set()) == trained
+    best, one = (metrics_of(table / row / "seed=0")["preference_score"]["value"] for row in ("best_of_n", "before"))
+    assert best > one
+
+
+def test_the_curve_starts_before_training_and_losses_at_ln_2(table: Path) -> None:
+    for row in ("sysdpo_direct", "only_llm", "only_diffusion"):
+        lines = (table / row / "seed=0" / "metrics.jsonl").read_text().splitlines()
+        history = {line["step"]: line for line in map(json.loads, lines)}
+        assert history[1]["loss"] == pytest.approx(0.693147, abs=1e-5)
+        assert [step for step, line in history.items() if "evaluation/order_consistency" in line] == [0, 2, 3]
+        frozen = {"only_llm": "diffusion", "only_diffusion": "captioner"}.get(row)
+        assert frozen is None or history[3][f"components/{frozen}/margin"] == 0
+        assert "components/diffusion/chosen" in history[3]
+
+
+def test_a_finished_row_is_read(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = table / "before" / "seed=0" / "metrics.json"
+    changed = metrics.stat().st_mtime_ns
+    outputs = f"outputs={table.parent.parent}"
+    assert train_in_process(["experiment=table1", "scale=smoke", "method=before", outputs], monkeypatch) == 0
+    assert metrics.stat().st_mtime_ns == changed
+
+
+def test_sampling_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["experiment=table1", "scale=smoke", "method=sysdpo_sampling", f"outputs={tmp_path}"]
+    assert train_in_process(arguments, monkeypatch) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "'diffusion' has no exact likelihood" in error
+    assert "objective=direct" in error

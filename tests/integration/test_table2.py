@@ -1,0 +1,145 @@
+"""Table 2 through its command: every row, nothing done twice, changed configs, killed runs, foreign data."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftConfig
+
+from tests.integration.commands import start, train_in_process
+
+ROWS = ["prompted", "sysdpo_sampling", "sysdpo_psi1", "sysdpo_psi2", "separate_dpo", "sysdpo_direct"]
+
+
+def finish(process: Any) -> str:
+    output, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    return str(output)
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All rows once, by the command of the README."""
+    outputs = tmp_path_factory.mktemp("table2") / "outputs"
+    finish(start("train.py", "-m", "scale=smoke", f"outputs={outputs}"))
+    return outputs / "table2" / "smoke"
+
+
+def test_every_row_has_its_figures_and_files(table: Path) -> None:
+    for row in ROWS:
+        folder = table / row / "seed=0"
+        metrics = metrics_of(folder)
+        assert metrics["method"] == row
+        for name in ("wr_chosen", "wr_prompted"):
+            assert 0 <= metrics[name]["value"] <= 100, row
+            assert metrics[name]["n"] == 14
+        assert (folder / "config.yaml").exists()
+        samples = [json.loads(line) for line in (folder / "samples" / "evaluation.jsonl").read_text().splitlines()]
+        assert len(samples) == 14
+        assert {"x", "y", "z"} <= samples[0].keys()
+        adapters = folder / "adapters"
+        trained = {p.name for p in adapters.iterdir()} if adapters.exists() else set()
+        expected = {"prompted": set(), "sysdpo_psi1": {"psi1"}, "sysdpo_psi2": {"psi2"}}.get(row, {"psi1", "psi2"})
+        assert trained == expected, row
+        for name in trained:
+            assert PeftConfig.from_pretrained(str(adapters / name)).r == 16
+            assert not [p for p in (adapters / name).iterdir() if p.is_dir()]
+    # against itself, under the same seed, the prompted system draws in every row
+    assert metrics_of(table / "prompted" / "seed=0")["wr_prompted"]["value"] == 50.0
+
+
+def test_losses_start_at_ln_2_and_are_logged_by_component(table: Path) -> None:
+    for row in ("sysdpo_sampling", "sysdpo_psi1", "sysdpo_psi2", "sysdpo_direct"):
+        history = history_of(table / row / "seed=0")
+        assert [line["step"] for line in history] == [1, 2, 3]
+        assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+        for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm", "components/psi1/margin"):
+            assert name in history[0], name
+    assert history_of(table / "sysdpo_psi1" / "seed=0")[2]["components/psi2/margin"] == 0.0
+
+
+def test_again_trains_nothing_and_a_changed_config_sets_the_old_run_aside(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = table.parent.parent
+    files = [table / row / "seed=0" / name for row in ROWS for name in ("metrics.json", "config.yaml")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    started = time.monotonic()
+    assert train_in_process(["-m", "scale=smoke", f"outputs={outputs}"], monkeypatch) == 0
+    assert time.monotonic() - started < 30
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+
+    old = (table / "sysdpo_psi2" / "seed=0" / "metrics.json").read_bytes()
+    assert train_in_process(["scale=smoke", f"outputs={outputs}", "method=sysdpo_psi2", "beta=0.7"], monkeypatch) == 0
+    aside = table / "sysdpo_psi2" / ".seed=0.superseded-1"
+    assert (aside / "metrics.json").read_bytes() == old
+    assert (table / "sysdpo_psi2" / "seed=0" / "metrics.json").exists()
+    unchanged = [path for path in files if "sysdpo_psi2" not in str(path)]
+    assert all(path.stat().st_mtime_ns == before[path] for path in unchanged)
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL in the middle of training; the same command ends as a run that was never killed."""
+    common = ("scale=smoke", "training.steps=12", "training.checkpoint_every=1", "evaluation_batch_size=14")
+    common += ("dataset.prompts=14", "training.validate_every=0")
+    folder = tmp_path / "killed" / "table2" / "smoke" / "sysdpo_sampling" / "seed=0"
+    process = start("train.py", *common, f"outputs={tmp_path / 'killed'}")
+    log = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= 4:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "metrics.json").exists()
+    done = len(log.read_text().splitlines())
+    assert 4 <= done < 12
+
+    for name in ("killed", "whole"):
+        assert train_in_process([*common, f"outputs={tmp_path / name}"], monkeypatch) == 0
+    whole = tmp_path / "whole" / "table2" / "smoke" / "sysdpo_sampling" / "seed=0"
+    killed_history, whole_history = history_of(folder), history_of(whole)
+    assert [line["step"] for line in killed_history] == list(range(1, 13))
+    for ours, reference in zip(killed_history, whole_history, strict=True):
+        for name in ("loss", "rewards/margins", "grad_norm"):
+            assert ours[name] == pytest.approx(reference[name], abs=1e-5, rel=1e-4), (ours["step"], name)
+    assert metrics_of(folder)["wr_chosen"] == metrics_of(whole)["wr_chosen"]
+
+
+def test_foreign_data_take_the_same_path(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real rows of orca_dpo_pairs, without a judge: train, answer, keep the weights."""
+    arguments = [
+        "scale=smoke",
+        f"outputs={tmp_path}",
+        "objective=sampling",
+        "dataset=jsonl",
+        f"dataset.path={shared_data / 'orca_pairs_sample.jsonl'}",
+        "dataset.inputs={x:'{system}'}",  # the short column: one token a byte here
+        "dataset.limit=8",
+        "dataset.evaluation=2",
+        "judge=none",
+    ]
+    assert train_in_process(arguments, monkeypatch) == 0
+    folder = tmp_path / "table2" / "smoke" / "sysdpo_sampling" / "seed=0"
+    history = history_of(folder)
+    assert [line["step"] for line in history] == [1, 2, 3]
+    assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert history[-1]["count/samples"] == 8  # 4 pairs, K = 2
+    assert {p.name for p in (folder / "adapters").iterdir()} == {"psi1", "psi2"}
+    samples = [json.loads(line) for line in (folder / "samples" / "evaluation.jsonl").read_text().splitlines()]
+    assert len(samples) == 2
+    assert all(isinstance(row["z"], str) for row in samples)

@@ -1,0 +1,153 @@
+"""A system of one component is plain DPO: loss, rewards and gradients against TRL's own trainer on the same batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+
+from sysdpo.components.language_model import LanguageModel
+from sysdpo.errors import SettingError
+from sysdpo.graph import SystemGraph
+from sysdpo.objectives import preference_loss
+from sysdpo.sampling.monte_carlo import MonteCarlo
+from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.system import CompoundSystem, Pair
+from sysdpo.training.loop import TrainingSettings, measure
+from sysdpo.training.preference import Direct, Sampling
+from sysdpo.training.separate import train_separately
+from tests.systems import make_pairs_for, make_tiny, make_two_llm
+
+BETA = 0.3
+ROWS = [
+    ("short", "good", "bad answer"),
+    ("a rather longer question", "yes", "no"),
+    ("short", "another good one", "x"),
+    ("é?", "ü", "a long wrong answer"),
+]
+METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+def one_component(component: LanguageModel) -> tuple[CompoundSystem, list[Pair]]:
+    graph = SystemGraph({"x": {"role": "input"}, "y": {"role": "final", "component": "m", "parents": ["x"]}})
+    pairs = [Pair(i, {"x": x}, {"y": chosen}, {"y": rejected}) for i, (x, chosen, rejected) in enumerate(ROWS)]
+    return CompoundSystem(graph, {"m": component}), pairs
+
+
+def trl_trainer(component: LanguageModel, folder: Path, **changes: Any) -> DPOTrainer:
+    codec = component.codec
+    rows = [
+        {"prompt": codec.tokenizer.decode(list(codec.prompt_ids({"x": x}))), "chosen": chosen, "rejected": rejected}
+        for x, chosen, rejected in ROWS
+    ]
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=len(ROWS),
+        beta=BETA,
+        max_length=None,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        **changes,
+    )
+    return DPOTrainer(
+        model=component.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=codec.tokenizer
+    )
+
+
+def policy_gradients(component: LanguageModel) -> dict[str, Tensor]:
+    named = component.model.named_parameters()
+    return {n: p.grad.clone() for n, p in named if p.grad is not None and ".default." in n}
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["sigmoid", "hinge"],  # TRL's ipo divides by lengths, and its sigmoid loss leaves label_smoothing out
+)
+@pytest.mark.parametrize(
+    "objective", [Direct(), Sampling(SamplingStrategy(2, MonteCarlo()))], ids=["direct", "sampling"]
+)
+def test_loss_rewards_and_gradients(tmp_path: Path, objective: Any, link: Any) -> None:
+    """Without intermediates the two objectives are one; TRL's trainer is asked with the very same weights."""
+    component = make_tiny(max_new_tokens=64)
+    trainer = trl_trainer(component, tmp_path, loss_type=[link])  # its reference is taken now
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in component.model.named_parameters():
+            if ".default." in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    trainer.model.eval()
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(ROWS))])
+    component.model.zero_grad()
+    trl_loss = trainer.compute_loss(trainer.model, batch)
+    trl_loss.backward()
+    expected = policy_gradients(component)
+    logged = {name: values[-1] for name, values in (trainer._metrics["train"] or trainer._metrics["eval"]).items()}
+
+    system, pairs = one_component(component)
+    component.model.zero_grad()
+    compared = objective.compare(system, pairs, range(len(pairs)))
+    losses = preference_loss(compared.margin, BETA, link)
+    losses.mean().backward()
+    assert losses.mean().item() == pytest.approx(trl_loss.item(), abs=1e-5)
+    ours = measure(compared, losses.detach(), BETA)
+    for name in METRICS:
+        assert ours[name] / len(ROWS) == pytest.approx(logged[name], rel=1e-5, abs=1e-5), name
+    assert abs(logged["rewards/margins"]) > 1e-2
+    actual = policy_gradients(component)
+    assert actual.keys() == expected.keys()
+    assert len(actual) > 10
+    for name, gradient in actual.items():
+        assert torch.allclose(gradient, expected[name], atol=1e-5, rtol=1e-4), name
+
+
+def test_separate_dpo_leaves_the_component_as_it_was_but_trained(tmp_path: Path) -> None:
+    """TRL may add adapters of its own to a model; none stays, and the reference is still the untrained model."""
+    system = make_two_llm()
+    pairs = make_pairs_for(system, 4)
+    rows = [pair.row("chosen") for pair in pairs]
+    untrained = {name: value.detach() for name, value in system.log_prob(rows).items()}
+    names = {n for n, _ in system.named_parameters()}
+    trained = {n for n, p in system.named_parameters() if p.requires_grad}
+    settings = TrainingSettings(steps=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2, beta=0.1)
+    train_separately(system, pairs, settings, tmp_path)
+    assert {n for n, _ in system.named_parameters()} == names
+    assert {n for n, p in system.named_parameters() if p.requires_grad} == trained
+    assert not any(m.training for name in system.components for m in system.component(name).model.modules())
+    with torch.no_grad():
+        for name, value in system.reference_log_prob(rows).items():
+            assert torch.allclose(value, untrained[name], atol=1e-5), name
+        for name, value in system.log_prob(rows).items():
+            assert not torch.allclose(value, untrained[name], atol=1e-3), name
+    for name in system.components:
+        component = system.component(name)
+        component.save(str(tmp_path / name))
+        assert not [p for p in (tmp_path / name).iterdir() if p.is_dir()]
+        assert isinstance(component.model, PeftModel)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing=0.1"),
+        ({"link": "ipo"}, "training.link=ipo"),
+        ({"batch_size": 4, "micro_batch_size": 3}, "multiple"),
+    ],
+)
+def test_separate_dpo_refuses_what_trl_would_do_otherwise(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+    defaults = {"steps": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-3, "beta": 0.1}
+    system = make_two_llm()
+    with pytest.raises(SettingError, match=part):
+        train_separately(system, make_pairs_for(system, 2), TrainingSettings(**(defaults | changes)), tmp_path)

@@ -1,0 +1,300 @@
+"""Table 1's data and measure: prompts, pairs from the system's samples, scores, and what is refused."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+from PIL import Image
+
+from sysdpo.components.images import to_picture, to_pixels
+from sysdpo.data import progression
+from sysdpo.data.progression import Progressions
+from sysdpo.data.progression_prompts import NOUNS, make_prompts
+from sysdpo.data.storage import load_rows, save_rows
+from sysdpo.errors import SettingError
+from sysdpo.evaluation.measures import Progression
+from sysdpo.evaluation.sequences import score_sequences, strip
+from sysdpo.sampling.monte_carlo import MonteCarlo
+from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.system import CompoundSystem
+from sysdpo.training.preference import Direct, Sampling
+from tests.image_systems import image, make_diffusion, make_image_pairs, make_llm_diffusion
+
+PLACES = ["beach", "lake", "field"]
+
+
+class Redness:
+    """The mean of the red channel is the level of whatever is asked."""
+
+    name = "redness"
+    attributes = ("fog", "snow")
+
+    def score(self, images: Sequence[Any], attributes: Sequence[str]) -> list[float]:
+        assert len(images) == len(attributes)
+        return [float(i[0].mean()) for i in images]
+
+
+def grey(*levels: float) -> list[torch.Tensor]:
+    return [torch.full((3, 8, 8), float(level)) for level in levels]
+
+
+# ---- prompts -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_shares_no_place_and_attribute_with_training() -> None:
+    train, evaluation = make_prompts(list(NOUNS), PLACES, 16, 8, seed=0)
+    assert (len(train), len(evaluation)) == (640, 320)
+    assert not {(p.place, p.attribute) for p in train} & {(p.place, p.attribute) for p in evaluation}
+    assert len({p.x for p in train}) == 640
+    assert {p.place for p in evaluation} == set(PLACES)
+    for attribute in NOUNS:
+        styles = [p.style for p in train if p.attribute == attribute]
+        assert {styles.count(s) for s in styles} == {4}
+    assert make_prompts(["fog"], PLACES, 3, 3, seed=0)[0] == make_prompts(["fog", "ice"], PLACES, 3, 3, seed=0)[0][:3]
+
+
+def test_the_forty_attributes_are_those_of_the_regressor() -> None:
+    assert len(NOUNS) == 40
+    assert [list(NOUNS)[i] for i in (0, 7, 24, 30, 39)] == ["dirty", "fog", "dark", "ice", "lush"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["fogg"], PLACES, 1, 1), "did you mean 'fog'"),
+        ((["fog"], PLACES, 17, 1), "prompts_per_attribute=17: 2 places give 16"),
+        ((["fog"], ["lake"], 1, 1), "at least two"),
+    ],
+)
+def test_prompts_that_cannot_be_made(arguments: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        make_prompts(*arguments, seed=0)
+
+
+# ---- the builder -------------------------------------------------------------------------------------------------
+
+
+def build(system: CompoundSystem, folder: Path, **settings: Any) -> Any:
+    defaults = {"prompts_per_attribute": 2, "evaluation_prompts_per_attribute": 1, "samples": 3, "batch_size": 4}
+    source = Progressions(Redness(), PLACES, **{**defaults, **settings})
+    return source.prepare(system, folder, needs_intermediates=True)
+
+
+def test_pairs_are_ranked_stored_and_read_again(tmp_path: Path) -> None:
+    system = make_llm_diffusion()
+    data = build(system, tmp_path / "a", validation=1)
+    again = build(make_llm_diffusion(), tmp_path / "a", validation=1)
+    assert [p.chosen for p in data.train] == [p.chosen for p in again.train]
+    assert not {p.inputs["x"] for p in data.train} & {p.inputs["x"] for p in data.validation}
+    assert {"x", "attribute", "place"} <= set(data.evaluation[0])
+    for pair in (*data.train, *data.validation):
+        assert pair.extra["chosen_score"] > pair.extra["rejected_score"]
+        scored = score_sequences(Redness(), [[to_pixels(z, 8) for z in pair.chosen["z"]]], ["fog"])[0]
+        assert scored.score == pytest.approx(pair.extra["chosen_score"], abs=0.02)  # stored with 8 bits a channel
+    row = load_from_disk(str(tmp_path / "a" / "train"))[0]
+    assert isinstance(row["chosen"]["z"][0], Image.Image)
+    log_prob = system.log_prob([data.train[0].row("chosen")])["y"]
+    assert data.train[0].extra["chosen_log_prob"]["y"] == pytest.approx(log_prob.item(), abs=1e-3)
+    system.check_rows([p.row("rejected") for p in data.train])
+    assert Direct().compare(system, data.train[:2], [0, 1]).margin.tolist() == [0.0, 0.0]
+
+
+def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = build(make_llm_diffusion(), tmp_path / "whole")
+    scored, calls = progression.score_sequences, []
+
+    def killed(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return scored(*arguments)
+
+    monkeypatch.setattr(progression, "score_sequences", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(make_llm_diffusion(), tmp_path / "killed")
+    resumed = build(make_llm_diffusion(), tmp_path / "killed")
+    assert len(calls) == 2 + 2  # three batches in all: one was kept
+    assert [p.chosen for p in resumed.train] == [p.chosen for p in whole.train]
+
+
+def test_another_model_may_draw_the_pairs(tmp_path: Path) -> None:
+    system = make_llm_diffusion()
+    own = build(system, tmp_path / "own")
+    other = build(system, tmp_path / "other", generator=lambda: make_diffusion(seed=9))
+    by_x = {p.inputs["x"]: p for p in own.train}
+    assert any(p.chosen["z"] != by_x[p.inputs["x"]].chosen["z"] for p in other.train)
+    texts = {p.chosen["y"] for p in own.train} | {p.rejected["y"] for p in own.train}
+    assert {p.chosen["y"] for p in other.train} & texts
+
+
+def test_unparsed_texts_are_kept_and_rejected(tmp_path: Path) -> None:
+    system = make_llm_diffusion()
+    parser: Any = system.component("parser")
+    function = parser.function
+    parser.function = lambda text: function(text) if len(text) > 8 else []
+    data = build(system, tmp_path / "a", samples=4)
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert 0 < card["unparsed"] < card["sequences"] == 16
+    unparsed = [p for p in data.train if p.rejected["captions"] == []]
+    assert unparsed
+    assert all(p.rejected["z"] == [] and p.extra["rejected_score"] == -1 for p in unparsed)
+    terms = Direct().compare(system, unparsed[:1], [0]).margin
+    terms.sum().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in system.component("captioner").parameters())
+
+
+def test_rows_of_every_kind_survive_storage(tmp_path: Path) -> None:
+    picture = to_picture(image(0))
+    rows = [{"a": 1, "b": [], "c": {"z": [picture, picture]}}, {"a": 2, "b": [0.5], "c": {"z": []}}]
+    save_rows(rows, tmp_path / "set")
+    loaded = load_rows(tmp_path / "set")
+    assert [r["b"] for r in loaded] == [[], [0.5]]
+    first, second = loaded[0]["c"]["z"]
+    assert first is second
+    assert torch.equal(to_pixels(first, 8), to_pixels(picture, 8))
+
+
+# ---- the measure -------------------------------------------------------------------------------------------------
+
+
+def test_the_worked_examples_of_appendix_e_and_an_unparsed_text() -> None:
+    sequences = [grey(1, 0.5, 0), grey(0, 1, 0.9), grey(0, 0.5, 1), []]
+    rows = [{"x": str(i), "attribute": name} for i, name in enumerate(["fog", "fog", "snow", "snow"])]
+    outputs = [{"y": "t", "captions": [], "z": z} for z in sequences]
+    metrics, records = Progression(Redness(), "z", "captions").measure(rows, outputs, None)
+    q = [-1.0, 0.35, 1.0, -1.0]
+    assert [r["preference_score"] for r in records] == pytest.approx(q, abs=1e-6)
+    assert metrics["preference_score"]["value"] == pytest.approx(np.mean(q))
+    assert metrics["preference_score"]["se"] == pytest.approx(np.std(q, ddof=1) / 2)
+    assert metrics["order_consistency"]["value"] == 25.0
+    assert metrics["parse_failures"]["value"] == 25.0
+    assert metrics["attributes"]["snow"]["order_consistency"] == {"value": 50.0, "se": 50.0, "n": 2}
+    assert metrics["scorer"] == "redness"
+    assert records[3]["picture"] is None
+    assert records[2]["picture"].size == (3 * 8 + 2 * 2, 8)
+
+
+def test_best_of_n_counts_the_best_of_each_row() -> None:
+    sequences = [grey(1, 0.5, 0), grey(0, 0.5, 1), [], grey(0, 1, 0.9)]
+    rows = [{"x": x, "attribute": "fog"} for x in ("a", "a", "b", "b")]
+    outputs = [{"y": "t", "captions": [], "z": z} for z in sequences]
+    measure = Progression(Redness(), "z", "captions", best_of=2)
+    assert measure.draws == 2
+    metrics, records = measure.measure(rows, outputs, None)
+    assert [r["preference_score"] for r in records] == pytest.approx([1.0, 0.35], abs=1e-6)
+    assert metrics["preference_score"]["n"] == 2
+
+
+def test_a_strip_shows_the_images_from_left_to_right() -> None:
+    picture = np.asarray(strip(grey(0, 0.5, 1), scale=2))
+    assert picture.shape == (16, 56, 3)
+    assert [int(picture[0, x, 0]) for x in (0, 20, 55)] == [0, 128, 255]
+
+
+# ---- one clear line ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [float("nan"), 1.5])
+def test_a_scorer_outside_its_range_is_named_with_its_row(level: float) -> None:
+    class Broken(Redness):
+        def score(self, images: Sequence[Any], attributes: Sequence[str]) -> list[float]:
+            return [0.5] * 4 + [level] + [0.5]
+
+    with pytest.raises(SettingError, match=r"scorer redness: row 1, image 2 has level"):
+        score_sequences(Broken(), [grey(0, 0, 0), grey(0, 0, 0)], ["fog", "fog"])
+
+
+def test_a_sequence_of_two_images_has_no_preference_score() -> None:
+    with pytest.raises(SettingError, match="row 0 has 2 images"):
+        score_sequences(Redness(), [grey(0, 1)], ["fog"])
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (png(to_picture(image(0)))[:-60], "truncated"),
+        (b"no picture", "cannot be read"),
+        (Image.new("L", (8, 8)), "mode 'L'"),
+        (Image.new("RGB", (9, 8)), "8 x 9 pixels where the model has 8 x 8"),
+        (torch.full((3, 8, 8), 2.0), r"outside \[0, 1\]"),
+        (torch.full((3, 8, 8), float("nan")), r"outside \[0, 1\]"),
+        ("picture.png", "not str"),
+    ],
+)
+def test_images_that_cannot_be_scored(value: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        to_pixels(value, 8)
+    system, pair = make_llm_diffusion(), make_image_pairs(2)[0]
+    row = pair.row("chosen")
+    row["z"][1] = value
+    with pytest.raises(SettingError, match=f"row 1, z: .*{message}"):
+        system.check_rows([pair.row("rejected"), row])
+
+
+def test_captions_and_images_must_be_equally_many() -> None:
+    row = make_image_pairs(2)[0].row("chosen")
+    with pytest.raises(SettingError, match="row 0: 'z' has 2 values where plate 'captions' has 3"):
+        make_llm_diffusion().check_rows([{**row, "z": row["z"][:2]}])
+
+
+def test_sysdpo_sampling_is_refused_for_a_diffusion_model() -> None:
+    with pytest.raises(SettingError, match=r"'diffusion' has no exact likelihood.*objective=direct"):
+        Sampling(SamplingStrategy(draw=MonteCarlo(), k=2)).check(make_llm_diffusion())
+
+
+def test_a_bound_needs_noise_and_one_caption() -> None:
+    component = make_diffusion()
+    with pytest.raises(SettingError, match="one noise seed a row"):
+        component.log_ratio([image(0)], [{"c": "a"}])
+    with pytest.raises(SettingError, match="draws from one caption"):
+        component.check_parents("diffusion", ["a", "b"])
+    with pytest.raises(SettingError, match="no exact likelihood"):
+        component.log_prob([image(0)], [{"c": "a"}])
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        ({"reduction": "max"}, "bound.reduction='max'"),
+        ({"weighting": "snr"}, "bound.weighting='snr'"),
+        ({"draws": 0}, "bound.draws=0"),
+        ({"strength": 2500}, "set bound.beta"),
+        ({"strengt": 1}, "strengt"),
+    ],
+)
+def test_bounds_that_make_no_sense(bound: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        make_diffusion(bound=bound)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    component = make_diffusion()
+    component.unet.save_pretrained(tmp_path / "unet")
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    config["block_out_channels"] = [8, 16]
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingError, match="another architecture"):
+        make_diffusion(pretrained=str(tmp_path), weights="pretrained")
+    with pytest.raises(SettingError, match="there is no folder"):
+        make_diffusion(pretrained="./nowhere", weights="pretrained")
+
+
+def test_observations_name_sides_and_timesteps() -> None:
+    component = make_diffusion()
+    component.log_ratio([image(0), image(1), image(2)], [{"c": "a"}] * 3, [4, 5, 4])
+    seen = component.diagnostics()
+    assert {"denoising_error/chosen", "denoising_error/rejected_reference"} <= set(seen)
+    assert len([name for name in seen if name.startswith("accuracy/t")]) == 1  # one pair: images 0 and 2
+    assert component.diagnostics() == {}
