@@ -13,23 +13,28 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from sysdpo.data.records import PreferenceData
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
 from sysdpo.progress import progress
 from sysdpo.reporting.runs import RunFolder, read_jsonl, write_json, write_jsonl
+from sysdpo.reporting.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
 from sysdpo.training.checkpoints import save_components
-from sysdpo.training.loop import Trainer, TrainingSettings
+from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
 from sysdpo.training.separate import train_separately
 
 log = logging.getLogger(__name__)
+
+TRAINERS = ("joint", "separate")
 
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    resolved.pop("logger", None)  # who listens changes nothing in the result: no reason to run a row again
     folder = RunFolder(Path(config.run_folder))
     if folder.is_finished(resolved):
         log.info("%s is finished: nothing to do", folder.path)
@@ -45,15 +50,32 @@ def run(config: DictConfig) -> dict[str, Any]:
     settings = training_settings(config)
     names = list(system.components) if config.train is None else list(config.train)
     system.train_only(names)
-    data = prepare_data(config, system, objective.needs_intermediates)
-
-    folder.open(resolved)
-    metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
+    if config.trainer not in TRAINERS:
+        raise SettingError(f"trainer: {nearest(config.trainer, TRAINERS)}")
     if names:
-        metrics |= align(config, system, objective, data, settings, folder.path)
-    metrics |= evaluate(config, system, data, measure, folder.path)
-    write_json(folder.path / "metrics.json", metrics)
+        check_training(system, settings)
+    data = prepare_data(config, system, objective.needs_intermediates)
+    if names:
+        check_pairs(data.train, data.validation, settings)
+
+    logger = _logger(config, resolved)
+    succeeded = False
+    try:
+        folder.open(resolved)
+        metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
+        if names:
+            metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
+        metrics |= evaluate(config, system, data, measure, folder.path)
+        write_json(folder.path / "metrics.json", metrics)
+        succeeded = True
+    finally:
+        logger.finish(succeeded)
     return metrics
+
+
+def _logger(config: DictConfig, resolved: dict[str, Any]) -> Logger:
+    # partial: the resolved config is content here, its `_target_`s are not to be built
+    return instantiate(config.logger, _partial_=True)(config=resolved) if config.get("logger") else Silent()
 
 
 def build_system(config: DictConfig) -> CompoundSystem:
@@ -84,13 +106,15 @@ def training_settings(config: DictConfig) -> TrainingSettings:
 
 def prepare_data(config: DictConfig, system: CompoundSystem, needs_intermediates: bool) -> PreferenceData:
     """The run's data; what has to be made is kept under a name that is the hash of all it was made from."""
-    content = OmegaConf.to_container(config.dataset, resolve=True)
+    for name in sorted(OmegaConf.missing_keys(config.dataset)):
+        raise SettingError(f"dataset.{name} is not set; give it on the command line: dataset.{name}=…")
+    content: dict[str, Any] = OmegaConf.to_container(config.dataset, resolve=True)  # type: ignore[assignment]
     made_by = _without_seed(OmegaConf.to_container(config.system, resolve=True))
     folder = Path(config.data_folder) / f"{config.dataset.name}-{_digest(content, made_by)}"
-    source = instantiate({k: v for k, v in config.dataset.items() if k != "name"})
+    source = instantiate({k: v for k, v in content.items() if k != "name"})
     with untrained(system):
         data = source.prepare(system, folder, needs_intermediates)
-    system.check_rows([pair.inputs for pair in (*data.train, *data.validation)])
+    system.check_rows([pair.row(side) for pair in (*data.train, *data.validation) for side in ("chosen", "rejected")])
     system.check_rows(data.evaluation)
     return data
 
@@ -105,19 +129,48 @@ def align(
     system: CompoundSystem,
     objective: Any,
     data: PreferenceData,
+    measure: Any,
     settings: TrainingSettings,
     folder: Path,
+    logger: Logger,
 ) -> dict[str, Any]:
+    for name in system.trainable:
+        if text := system.component(name).describe():
+            log.info("%s: %s", name, text)
     if config.trainer == "separate":
         train_separately(system, data.train, settings, folder)
+        for line in RunFolder(folder).history:
+            logger.log(line)
         metrics: dict[str, Any] = {"best_step": settings.steps}
-    elif config.trainer == "joint":
-        best = Trainer(system, objective, data.train, data.validation, settings, folder).run()
-        metrics = {"best_step": best.step, "validation_margin": best.margin}
     else:
-        raise SettingError(f"trainer: {nearest(config.trainer, ['joint', 'separate'])}")
+        rows = data.evaluation[:: max(1, len(data.evaluation) // config.curve_rows)]
+        best = Trainer(
+            system,
+            objective,
+            data.train,
+            data.validation,
+            settings,
+            folder,
+            logger.log,
+            lambda: curve_point(config, system, rows, measure),
+        ).run()
+        metrics = {"best_step": best.step, "validation_margin": best.margin}
     save_components(system, system.trainable, folder / "adapters")
     return metrics
+
+
+def curve_point(
+    config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Any
+) -> dict[str, float]:
+    """The experiment's metrics on a few evaluation rows, one output each."""
+    if measure is None or measure.needs_baseline or not rows:
+        raise SettingError(
+            "training.evaluate_every needs a measure without a baseline and evaluation rows; set it to 0."
+        )
+    repeated = [row for row in rows for _ in range(measure.draws)]
+    outputs = generate(system, repeated, config.seed, config.evaluation_batch_size, "curve")
+    metrics, _ = measure.measure(repeated, outputs, None)
+    return {name: float(metrics[name]["value"]) for name in config.metrics}
 
 
 def evaluate(
@@ -126,12 +179,26 @@ def evaluate(
     """Run the system on the evaluation rows and measure what comes out."""
     if measure is None or not data.evaluation:
         return {}
-    rows = data.evaluation
-    outputs = generate(system, rows, config.seed, config.evaluation_batch_size, "evaluate")
+    rows = [row for row in data.evaluation for _ in range(measure.draws)]
     baseline = _untrained_outputs(config, system, rows) if measure.needs_baseline else None
+    if baseline is not None and not system.trainable:
+        outputs = baseline
+    else:
+        outputs = generate(system, rows, config.seed, config.evaluation_batch_size, "evaluate")
     metrics, judged = measure.measure(rows, outputs, baseline)
-    write_jsonl(folder / "samples" / "evaluation.jsonl", judged)
+    write_jsonl(folder / "samples" / "evaluation.jsonl", [_with_pictures(r, folder / "samples") for r in judged])
     return metrics
+
+
+def _with_pictures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A record whose pictures are files beside it, by name."""
+    plain = dict(record)
+    for key, picture in record.items():
+        if isinstance(picture, Image.Image):
+            folder.mkdir(parents=True, exist_ok=True)
+            plain[key] = f"{record['row']:04d}.png"
+            picture.save(folder / plain[key])
+    return plain
 
 
 def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -168,7 +235,7 @@ def _digest(*content: Any) -> str:
 
 
 def _without_seed(content: Any) -> Any:
-    """Configs that differ only in the seed of fresh adapters describe the same untrained system."""
+    """Configs that differ only in how fresh weights are trained describe the same untrained system."""
     if isinstance(content, Mapping):
-        return {k: _without_seed(v) for k, v in content.items() if k not in ("seed", "lora")}
+        return {k: _without_seed(v) for k, v in content.items() if k not in ("seed", "lora", "bound")}
     return [_without_seed(v) for v in content] if isinstance(content, list) else content

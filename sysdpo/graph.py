@@ -115,10 +115,11 @@ class SystemGraph:
                 if name not in self.variables:
                     raise GraphError(f"unroll.loop: {_unknown(name, self.variables)}")
             if producer not in self._descendants(carried):
-                raise GraphError(
-                    f"unroll.loop {carried}: {producer}: the second does not depend on the first."
-                )
+                raise GraphError(f"unroll.loop {carried}: {producer}: the second does not depend on the first.")
         repeated = {name for carried in loop for name in self._descendants(carried)}
+        copies = [f"{name}_{step}" for name in repeated for step in range(1, steps)]
+        if taken := sorted(set(copies) & set(self.variables)):
+            raise GraphError(f"unroll: the name {taken[0]!r} is needed for a pass of the loop; rename that variable.")
 
         def name_in_pass(name: str, step: int) -> str:
             if step > 1 and name in loop:  # what this pass reads is what the previous one produced
@@ -134,7 +135,12 @@ class SystemGraph:
                     role=v.role if step == steps else "intermediate",
                     parents=tuple((alias, name_in_pass(parent, step)) for alias, parent in v.parents),
                 )
-        return SystemGraph({name: _describe(v) for name, v in unrolled.items()})
+        wanted = {name for name, v in unrolled.items() if v.role == "final"}
+        for name in reversed(_topological_order(unrolled)):
+            if name in wanted:
+                wanted.update(unrolled[name].parent_names)
+        # what only the end of the loop hands on (a second final variable) is not made in the passes before
+        return SystemGraph({n: _describe(v) for n, v in unrolled.items() if n in wanted or v.role == "input"})
 
     def _descendants(self, name: str) -> set[str]:
         found: set[str] = set()
@@ -150,6 +156,8 @@ def _describe(v: Variable) -> dict[str, Any]:
 
 def _parse(name: str, fields: Mapping[str, Any]) -> Variable:
     allowed = ("role", "component", "parents", "plate")
+    if not isinstance(fields, Mapping):
+        raise GraphError(f"variable {name!r}: {fields!r}; write a mapping of {', '.join(allowed)}.")
     for key in fields:
         if key not in allowed:
             raise GraphError(f"variable {name!r}: {_unknown(key, allowed)}")
@@ -157,10 +165,13 @@ def _parse(name: str, fields: Mapping[str, Any]) -> Variable:
     if role not in get_args(Role):
         raise GraphError(f"variable {name!r}: role={role!r}; choose input, intermediate or final.")
     component = fields.get("component")
-    if component is not None and not isinstance(component, str):
+    if isinstance(component, list | tuple):
         raise GraphError(f"variable {name!r} has two producers, {list(component)}; give it one component.")
+    if component is not None and not isinstance(component, str):
+        raise GraphError(f"variable {name!r}: component={component!r}; write the name of one component.")
     parents = fields.get("parents") or ()
-    pairs = tuple(parents.items()) if isinstance(parents, Mapping) else tuple((p, p) for p in _names(name, parents))
+    filling = _names(name, parents.values() if isinstance(parents, Mapping) else parents)
+    pairs = tuple(zip(parents, filling, strict=True))
     if role == "input" and (component is not None or pairs):
         raise GraphError(f"variable {name!r} is an input, so it cannot have a component or parents.")
     if role != "input" and component is None:
@@ -169,7 +180,7 @@ def _parse(name: str, fields: Mapping[str, Any]) -> Variable:
 
 
 def _names(variable: str, parents: Any) -> Sequence[str]:
-    if isinstance(parents, str) or not all(isinstance(p, str) for p in parents):
+    if isinstance(parents, str | int) or not all(isinstance(p, str) for p in parents):
         raise GraphError(f"variable {variable!r}: parents={parents!r}; write a list of names, or name: variable.")
     return list(parents)
 

@@ -98,16 +98,18 @@ class CompoundSystem(nn.Module):
         seeds: Sequence[int],
         sampler: TokenSampler | None = None,
         only: Sequence[str] | None = None,
+        together: Sequence[int] | None = None,
     ) -> list[dict[str, Value]]:
         """Draw every generated variable (or those named in `only`), parents first.
 
-        Rows whose parents agree are drawn together: a component is asked for as many values as there are such rows,
-        so that a strategy which promises distinct values spreads them over the rows. Where it has fewer, the rows
-        share what there is.
+        With a sampler, rows of one group whose parents agree are drawn together: a component is asked for as many
+        values as there are such rows, so that a strategy which promises distinct values spreads them over the rows.
+        Where it has fewer, the rows share what there is.
 
         Args:
             inputs: one mapping a row, with at least the input variables.
-            seeds: one a row; what a row gets depends on its own seed and parents only.
+            seeds: one a row; what a row gets depends on its own seed and parents, and on its group's.
+            together: the group of each row; None: all rows are one group.
         """
         rows: list[dict[str, Value]] = [dict(row) for row in inputs]
         for position, variable in enumerate(self.graph.generated):
@@ -115,7 +117,8 @@ class CompoundSystem(nn.Module):
                 continue
             calls, owners = self._calls(variable, rows)
             call_seeds = [_mix(seeds[row], position, element) for row, element in owners]
-            values = _draw_grouped(self.component_of(variable), calls, call_seeds, sampler)
+            groups = [(together[row] if together is not None else 0, element) for row, element in owners]
+            values = _draw_grouped(self.component_of(variable), calls, call_seeds, sampler, groups)
             self._assign(variable, rows, owners, values)
         return rows
 
@@ -134,12 +137,19 @@ class CompoundSystem(nn.Module):
     def forward(
         self, rows: Sequence[Row], quantity: Quantity = "log_ratio", noise: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """Any of the three quantities, so that a wrapper of the module sees every computation with gradients."""
+        """Any of the three quantities, so that a wrapper of the module sees every computation with gradients.
+
+        Log-probabilities leave out the variables whose component knows only a bound on its log-ratio.
+        """
         output: dict[str, Tensor] = {}
         for variable in self.graph.generated:
             component = self.component_of(variable)
+            if component.likelihood == "bound" and quantity != "log_ratio":
+                continue
             calls, owners = self._calls(variable, rows)
-            if component.likelihood == "constant" or not calls:
+            # weights that are never updated: policy and reference agree
+            agrees = quantity == "log_ratio" and not component.is_trainable
+            if component.likelihood == "constant" or agrees or not calls:
                 output[variable.name] = torch.zeros(len(rows), device=self.device)
                 continue
             values = self._values(variable, rows, owners)
@@ -157,9 +167,16 @@ class CompoundSystem(nn.Module):
     def check_rows(self, rows: Sequence[Row]) -> None:
         """Refuse rows that a component could not score, before any work is done."""
         for variable in self.graph.generated:
-            calls, _ = self._calls(variable, rows, missing="")
+            calls, owners = self._calls(variable, rows, missing="")
             for parents in calls:
                 self.component_of(variable).check_row(parents)
+            if not all(variable.name in row for row in rows):
+                continue
+            for (row, _), value in zip(owners, self._values(variable, rows, owners), strict=True):
+                try:
+                    self.component_of(variable).check_value(value)
+                except SettingError as error:
+                    raise SettingError(f"row {row}, {variable.name}: {error}") from error
 
     # ---- plates: one call an element, summed over the elements ---------------------------------------------------
 
@@ -231,13 +248,14 @@ def _draw_grouped(
     calls: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
     sampler: TokenSampler | None,
+    together: Sequence[tuple[int, int]],
 ) -> list[Value]:
-    """One value a call; with a sampler, calls with equal parents share one request for several values."""
+    """One value a call; with a sampler, calls of one group with equal parents share one request for several values."""
     if sampler is None:
         return [values[0] for values in component.sample(calls, 1, seeds)] if calls else []
-    groups: dict[str, list[int]] = {}
+    groups: dict[object, list[int]] = {}
     for i, parents in enumerate(calls):
-        groups.setdefault(repr(sorted(parents.items())), []).append(i)
+        groups.setdefault((together[i], repr(sorted(parents.items()))), []).append(i)
     result: list[Value] = [None] * len(calls)
     for n in sorted({len(members) for members in groups.values()}):
         same_size = [members for members in groups.values() if len(members) == n]

@@ -55,6 +55,9 @@ class Component(nn.Module):
     def check_row(self, parents: Mapping[str, Value]) -> None:
         """Refuse, with one line, a row that cannot be scored (a prompt longer than the context)."""
 
+    def check_value(self, value: Value) -> None:
+        """Refuse, with one line, a value that cannot be scored (an image of another size)."""
+
     def sample(
         self, parents: Parents, n: int, seeds: Sequence[int], sampler: TokenSampler | None = None
     ) -> list[list[Value]]:
@@ -97,6 +100,14 @@ class Component(nn.Module):
         """log p_ref(value | parents), in nats: [B], fp32, without gradient."""
         with self.reference():
             return self.log_prob(values, parents)
+
+    def describe(self) -> str:
+        """What a log should say of the component before it is trained; empty if nothing."""
+        return ""
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the component observed since it was last asked, for the log: mean values by name."""
+        return {}
 
     @property
     def is_trainable(self) -> bool:

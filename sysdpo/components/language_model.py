@@ -95,6 +95,11 @@ class LanguageModel(Component):
         if train and not isinstance(self.model, PeftModel) and not self._frozen_copy:
             self._frozen_copy = [copy.deepcopy(self.model).requires_grad_(False)]
 
+    def _precision(self) -> torch.autocast:
+        """Adapters are kept in fp32 but multiplied in the model's own precision."""
+        dtype = self.causal_lm.dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
@@ -123,16 +128,17 @@ class LanguageModel(Component):
         pad = self.codec.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        drawn = strategy.draw(
-            self.causal_lm,
-            input_ids,
-            mask,
-            n=n,
-            seeds=seeds,
-            max_new_tokens=self.codec.max_new_tokens,
-            eos_token_id=self.codec.eos_token_id,
-            pad_token_id=pad,
-        )
+        with self._precision():
+            drawn = strategy.draw(
+                self.causal_lm,
+                input_ids,
+                mask,
+                n=n,
+                seeds=seeds,
+                max_new_tokens=self.codec.max_new_tokens,
+                eos_token_id=self.codec.eos_token_id,
+                pad_token_id=pad,
+            )
         texts: list[list[Value]] = [[self.codec.decode(ids) for ids in row] for row in drawn]
         # different tokens can spell one text, and the text is the variable
         return [list(dict.fromkeys(row)) if strategy.distinct else row for row in texts]
@@ -164,7 +170,8 @@ class LanguageModel(Component):
     def _score(self, completions: Sequence[Completion]) -> Tensor:
         """Summed token log-probabilities of each completion: [N], nats, fp32."""
         packed = pack(completions, share_prefix=self.share_prefix, pad_token_id=self.codec.pad_token_id).to(self.device)
-        token_log_probs = self._token_log_probs(packed)  # [tokens]
+        with self._precision():
+            token_log_probs = self._token_log_probs(packed)  # [tokens]
         distinct = token_log_probs.new_zeros(packed.num_completions)
         return distinct.index_add(0, packed.owners, token_log_probs)[packed.rows]
 
@@ -172,10 +179,13 @@ class LanguageModel(Component):
         model = self.causal_lm
         mask = packed.attention_mask(model.dtype)
         if not self.head_on_completions:
-            output = model(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids)
+            with _recomputing(model):
+                output = model(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False)
             return _gather(output.logits.flatten(0, 1)[packed.positions], packed.targets)
         decoder = model.get_decoder()
-        hidden = decoder(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False)[0]
+        with _recomputing(model):
+            states = decoder(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False)
+        hidden = states[0]
         # a flat, contiguous [tokens, hidden]: a product with a strided slice copies the whole head on a CPU
         completion_states = hidden.flatten(0, 1)[packed.positions]
         head = model.get_output_embeddings()
@@ -188,6 +198,21 @@ class LanguageModel(Component):
 
     def save(self, folder: str) -> None:
         self.model.save_pretrained(folder)
+
+
+@contextmanager
+def _recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """Where gradient checkpointing is on, let it act: transformers leaves it out of layers in eval mode."""
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    if not torch.is_grad_enabled():
+        layers = []
+    for layer in layers:
+        layer.training = True  # the layer's own flag: what lies inside it, dropout too, stays in eval mode
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 def _head_log_probs(head: torch.nn.Module, states: Tensor, targets: Tensor) -> Tensor:
@@ -214,7 +239,7 @@ def build_language_model(
     architecture: Mapping[str, Any] | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    attention: str = "sdpa",
+    attention: str = "auto",
     adapter: str | None = None,
     seed: int = 0,
     **settings: Any,

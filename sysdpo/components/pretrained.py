@@ -54,7 +54,7 @@ def load_causal_lm(
     architecture: Mapping[str, Any] | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    attention: str = "sdpa",
+    attention: str = "auto",
     adapter: str | None = None,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -71,6 +71,8 @@ def load_causal_lm(
         raise SettingError(f"model.weights={weights!r}: write pretrained or random.")
     place = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, place)
+    if attention == "auto":  # on a CPU the fused kernel's backward pass is the slower one
+        attention = "eager" if place.type == "cpu" else "sdpa"
     source = str(pretrained_folder(pretrained)) if pretrained in WHEELS else pretrained
     if source is not None and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise SettingError(f"model.pretrained={source!r}: there is no such folder.")
@@ -82,25 +84,44 @@ def load_causal_lm(
         tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **tokens, **changes})
     else:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source, **changes)
-    if weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=attention)
-    else:
-        assert source is not None
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=torch_dtype, attn_implementation=attention
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, **changes)
+        except OSError as error:
+            raise SettingError(f"model.pretrained={source!r}: {_first_line(error)}") from error
+    form = {"config": config, "dtype": torch_dtype, "attn_implementation": attention}
+    try:
+        if source is None or weights == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(**form)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(source, **form)
+    except OSError as error:
+        raise SettingError(f"model.pretrained={source!r}: {_first_line(error)}") from error
+    except (ImportError, ValueError) as error:
+        if attention not in str(error) and "attention" not in str(error):
+            raise
+        raise SettingError(f"model.attention={attention!r}: {_first_line(error)}") from error
     if adapter is not None:
+        if adapter.startswith((".", "/", "~")) and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
+            raise SettingError(f"model.adapter={adapter!r}: there is no adapter in PEFT's layout.")
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model.to(place).eval(), tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> PeftModel:
     """Low-rank adapters (Hu et al., 2021) in fp32 on a frozen model; `lora` holds PEFT's own `LoraConfig` keys."""
     settings = dict(lora)
+    if settings.get("lora_dropout"):
+        raise SettingError(
+            f"model.lora.lora_dropout={settings['lora_dropout']}: must be 0; a log-ratio compares policy and reference "
+            "as they are, without noise."
+        )
     try:
         config = LoraConfig(task_type="CAUSAL_LM", **settings)
     except TypeError as error:
@@ -108,6 +129,6 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> Peft
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, config)
+            return get_peft_model(model, config).eval()
         except ValueError as error:
             raise SettingError(f"model.lora.target_modules={settings.get('target_modules')!r}: {error}") from error

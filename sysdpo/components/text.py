@@ -31,8 +31,17 @@ class Prompt:
     prefix: str = ""
 
     def placeholders(self) -> set[str]:
-        templates = (self.user, self.system or "")
-        return {field for t in templates for _, field, _, _ in string.Formatter().parse(t) if field}
+        fields: set[str] = set()
+        for template in (self.user, self.system or ""):
+            try:
+                parsed = list(string.Formatter().parse(template))
+            except ValueError as error:
+                raise SettingError(f"prompt {template!r}: {error}; write {{{{ and }}}} for braces.") from error
+            for _, field, form, conversion in parsed:
+                if field is not None and (not field.isidentifier() or form or conversion):
+                    raise SettingError(f"prompt {template!r}: write the name of a parent in each pair of braces.")
+                fields |= {field} if field else set()
+        return fields
 
     def check(self, component: str, parents: Collection[str]) -> None:
         for name in sorted(self.placeholders()):
@@ -103,7 +112,9 @@ class TextCodec:
         tokens = list(ids)
         if self.eos_token_id in tokens:
             tokens = tokens[: tokens.index(self.eos_token_id)]
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        # after a forced beginning the first word carries its own space, and belongs to other tokens without it
+        return text.rstrip() if self.prompt.prefix else text.strip()
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

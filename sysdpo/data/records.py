@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sysdpo.errors import SettingError
+from sysdpo.data.storage import load_rows
+from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
 from sysdpo.system import Pair
 
@@ -32,13 +33,7 @@ def read_rows(path: str | Path) -> list[Row]:
     """The rows of a JSONL file or of a `datasets` directory."""
     path = Path(path).expanduser()
     if path.is_dir():
-        from datasets import Dataset, DatasetDict, load_from_disk
-
-        loaded = load_from_disk(str(path))
-        if isinstance(loaded, DatasetDict):
-            raise SettingError(f"dataset.path={path}: has the splits {', '.join(loaded)}; name the folder of one.")
-        assert isinstance(loaded, Dataset)
-        rows = [dict(row) for row in loaded]
+        rows = load_rows(path)
     elif path.is_file():
         rows = list(_parse_lines(path))
     else:
@@ -49,12 +44,14 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _parse_lines(path: Path) -> Iterable[Row]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise SettingError(f"{path.name}, line {number}: not UTF-8.") from error
             except json.JSONDecodeError as error:
                 raise SettingError(f"{path.name}, line {number}: not valid JSON ({error.msg}).") from error
             if not isinstance(row, dict):
@@ -92,6 +89,10 @@ def make_pairs(
 
 def _input_templates(row: Mapping[str, Any], graph: SystemGraph, inputs: Mapping[str, str] | None) -> dict[str, str]:
     templates = dict(inputs or {})
+    known = [v.name for v in graph.inputs]
+    for name in templates:
+        if name not in known:
+            raise SettingError(f"dataset.inputs: {nearest(name, known)}")
     for variable in graph.inputs:
         if variable.name in templates:
             continue
@@ -100,7 +101,7 @@ def _input_templates(row: Mapping[str, Any], graph: SystemGraph, inputs: Mapping
         if column is None:
             raise SettingError(
                 f"row 1 lacks {variable.name!r} (its columns: {', '.join(row)}); "
-                f"set dataset.inputs.{variable.name}='{{column}}'."
+                f"set 'dataset.inputs={{{variable.name}:\"{{column}}\"}}'."
             )
         templates[variable.name] = f"{{{column}}}"
     return templates
@@ -115,6 +116,8 @@ def _fill(template: str, row: Mapping[str, Any], number: int, variable: str) -> 
             value = template.format(**row)
         except KeyError as error:
             raise SettingError(f"row {number} lacks the column {error} of dataset.inputs.{variable}.") from error
+        except (ValueError, IndexError, AttributeError) as error:
+            raise SettingError(f"dataset.inputs.{variable}={template!r}: {error}; write {{column}}.") from error
     if value is None:
         raise SettingError(f"row {number} lacks {variable!r}.")
     return value

@@ -20,8 +20,7 @@ from sysdpo.data.verifiable import make_instructions
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.oracle import score
 from sysdpo.progress import progress
-from sysdpo.system import CompoundSystem
-
+from sysdpo.system import CompoundSystem, Pair
 
 disable_progress_bars()
 
@@ -39,7 +38,7 @@ class Recorded:
     Args:
         path: the file or folder.
         evaluation: rows held out for evaluation: a count, or a share in (0, 1).
-        validation: pairs of the rest held out to stop training by.
+        validation: pairs of the rest held out to stop training by: a count, or a share in (0, 1).
         inputs: `{input variable: template over columns}`, where the columns have other names.
         seed: of the split.
         limit: use only this many rows of the shuffled set.
@@ -47,7 +46,7 @@ class Recorded:
 
     path: str
     evaluation: float = 0.0
-    validation: int = 0
+    validation: float = 0
     inputs: Mapping[str, str] | None = None
     seed: int = 0
     limit: int | None = None
@@ -60,20 +59,24 @@ class Recorded:
 
 
 def split(
-    pairs: Sequence[Any], evaluation: float, validation: int, seed: int, limit: int | None = None
+    pairs: Sequence[Any], evaluation: float, validation: float, seed: int, limit: int | None = None
 ) -> PreferenceData:
     """Shuffle once, then hold out: evaluation rows first, validation pairs next (as `train_test_split`: ceil)."""
+    for name, size in {"evaluation": evaluation, "validation": validation}.items():
+        if size < 0 or (size > 1 and size != int(size)):
+            raise SettingError(f"dataset.{name}={size}: write a count, or a share in (0, 1).")
     order = list(pairs)
     random.Random(seed).shuffle(order)
     order = order[:limit]
-    held = math.ceil(evaluation * len(order)) if 0 < evaluation < 1 else int(evaluation)
-    if held + validation >= len(order):
+    held = math.ceil(evaluation * len(order)) if evaluation < 1 else int(evaluation)
+    stop = held + (math.ceil(validation * (len(order) - held)) if validation < 1 else int(validation))
+    if stop >= len(order):
         raise SettingError(
             f"dataset.evaluation={evaluation} and dataset.validation={validation} leave nothing of {len(order)} rows "
             "to train on; lower them."
         )
     rows = [{**p.extra, **p.inputs, "chosen": dict(p.chosen)} for p in order[:held]]
-    return PreferenceData(order[held + validation :], order[held : held + validation], rows)
+    return PreferenceData(order[stop:], order[held:stop], rows)
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,13 @@ class VerifiableInstructions:
             self._build(system, final, folder)
         train_rows, evaluation = read_rows(folder / "train"), read_rows(folder / "evaluation")
         pairs = make_pairs(train_rows, system.graph, needs_intermediates=needs_intermediates)
-        held_prompts = list(dict.fromkeys(p.inputs["x"] for p in pairs))[::-1]
-        validation: list[Any] = []
-        while held_prompts and len(validation) < self.validation:
-            prompt = held_prompts.pop(0)
-            validation += [p for p in pairs if p.inputs["x"] == prompt]
-        held = {p.index for p in validation}
-        return PreferenceData([p for p in pairs if p.index not in held], validation, evaluation)
+        held, kept = hold_out(pairs, self.validation)
+        if not kept:
+            raise SettingError(
+                f"dataset.validation={self.validation} leaves nothing of {len(pairs)} pairs to train on; lower it, or "
+                "raise dataset.prompts."
+            )
+        return PreferenceData(kept, held, evaluation)
 
     def _build(self, system: CompoundSystem, final: str, folder: Path) -> None:
         train = make_instructions("train", self.prompts, self.seed)
@@ -148,6 +151,17 @@ class VerifiableInstructions:
             best = max(range(len(samples)), key=scores.__getitem__)
             judged.append({**row, "chosen": samples[best], "chosen_score": scores[best]})
         _store(folder, {"train": pairs, "evaluation": judged}, asdict(self))
+
+
+def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[Pair]]:
+    """(held out, kept): at least `validation` pairs with all pairs of their prompts, the last prompts first."""
+    prompts = list(dict.fromkeys(p.inputs["x"] for p in pairs))
+    held: list[Pair] = []
+    while prompts and len(held) < validation:
+        prompt = prompts.pop()
+        held += [p for p in pairs if p.inputs["x"] == prompt]
+    indices = {p.index for p in held}
+    return held, [p for p in pairs if p.index not in indices]
 
 
 def _only_final(system: CompoundSystem) -> str:

@@ -1,10 +1,13 @@
 """What is measured of a system's outputs: one class a table, on values alone."""
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any, Protocol
 
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.base import Judge
+from sysdpo.evaluation.sequences import ScoredSequence, Scorer, score_sequences, strip
 from sysdpo.evaluation.win_rate import win_rate
 
 Row = Mapping[str, Any]
@@ -14,6 +17,8 @@ class Measure(Protocol):
     """`conf/experiment/` names one under `evaluation`."""
 
     needs_baseline: bool
+    draws: int
+    """Outputs drawn for each evaluation row; they come one after another."""
 
     def measure(
         self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
@@ -21,13 +26,13 @@ class Measure(Protocol):
         """Compare outputs with what the data and the untrained system say.
 
         Args:
-            rows: the evaluation rows: inputs, `chosen`, and what a judge or scorer needs.
+            rows: the evaluation rows, each `draws` times: inputs, `chosen`, and what a judge or scorer needs.
             outputs: the evaluated system's value of every variable, row by row.
             baseline: the untrained system's, if `needs_baseline`.
 
         Returns:
             `{metric: {"value", "se", "n"}}` with remarks such as the judge's name, and one record a row for
-            `samples/evaluation.jsonl`.
+            `samples/evaluation.jsonl`; a PIL image in a record becomes a file, named by the record's `row`.
         """
         ...
 
@@ -36,14 +41,15 @@ class WinRates:
     """Table 2: how often `answer` beats the data set's chosen answer, and the untrained (prompted) system's.
 
     Args:
-        judge: decides; None leaves the figures out.
+        judge: decides; none (or an empty config) leaves the figures out.
         answer: the variable that is judged.
     """
 
     needs_baseline = True
+    draws = 1
 
     def __init__(self, judge: Judge | None, answer: str) -> None:
-        self.judge, self.answer = judge, answer
+        self.judge, self.answer = judge or None, answer  # judge=none is an empty mapping to Hydra
 
     def measure(
         self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
@@ -60,7 +66,7 @@ class WinRates:
             for i, output in enumerate(outputs)
         ]
         metrics: dict[str, Any] = {}
-        if self.judge is None:
+        if not self.judge:
             return metrics, records
         metrics["judge"] = self.judge.name
         for name, texts in references.items():
@@ -70,3 +76,62 @@ class WinRates:
             for record, preference in zip(records, preferences, strict=True):
                 record[name] = preference
         return metrics, records
+
+
+class Progression:
+    """Table 1: preference score q (eq. 8) and order consistency of the images of `answer`, by attribute.
+
+    Args:
+        scorer: attribute levels of images.
+        answer: the variable that holds a list of three images; an empty list is a text that did not parse.
+        captions: the variable that holds their captions.
+        best_of: sequences drawn for each row, of which the one with the highest q counts (best-of-N sampling).
+        picture_scale: pixels a pixel in the pictures of `samples/`.
+    """
+
+    needs_baseline = False
+
+    def __init__(self, scorer: Scorer, answer: str, captions: str, best_of: int = 1, picture_scale: int = 1) -> None:
+        if best_of < 1:
+            raise SettingError(f"evaluation.best_of={best_of}: must be at least 1.")
+        self.scorer, self.answer, self.captions = scorer, answer, captions
+        self.draws, self.picture_scale = best_of, picture_scale
+
+    def measure(
+        self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        scored = score_sequences(self.scorer, [o[self.answer] for o in outputs], [str(r["attribute"]) for r in rows])
+        groups = [range(i, i + self.draws) for i in range(0, len(rows), self.draws)]
+        best = [max(group, key=lambda i: scored[i].score) for group in groups]
+        metrics: dict[str, Any] = _progression_metrics([scored[i] for i in best])
+        attributes = [str(rows[i]["attribute"]) for i in best]
+        metrics["attributes"] = {
+            name: _progression_metrics([scored[i] for i, own in zip(best, attributes, strict=True) if own == name])
+            for name in dict.fromkeys(attributes)
+        }
+        metrics["scorer"] = self.scorer.name
+        return metrics, [self._record(n, rows[i], outputs[i], scored[i]) for n, i in enumerate(best)]
+
+    def _record(self, number: int, row: Row, output: Row, scored: ScoredSequence) -> dict[str, Any]:
+        """Inputs, texts, scores and the picture of one row; values that are lists of images are left to the strip."""
+        images = output[self.answer]
+        record: dict[str, Any] = {"row": number, **row}
+        record |= {name: value for name, value in output.items() if name != self.answer}
+        record |= {"levels": scored.levels, "preference_score": scored.score}
+        record |= {"order_consistent": scored.is_ordered, "parsed": scored.is_parsed}
+        return record | {"picture": strip(images, self.picture_scale) if images else None}
+
+
+def _progression_metrics(scored: Sequence[ScoredSequence]) -> dict[str, Any]:
+    """Mean q; percent of sequences in order; percent of texts that did not parse (scored worst, never in order)."""
+    return {
+        "preference_score": _mean([s.score for s in scored]),
+        "order_consistency": _mean([100.0 * s.is_ordered for s in scored]),
+        "parse_failures": _mean([100.0 * (not s.is_parsed) for s in scored]),
+    }
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """Mean with its standard error (sd with ddof 1, over the root of n)."""
+    n = len(values)
+    return {"value": mean(values), "se": stdev(values) / math.sqrt(n) if n > 1 else None, "n": n}

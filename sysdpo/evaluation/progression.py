@@ -29,9 +29,7 @@ def order_consistency(scores: Any) -> float:
     """Share of sequences, in [0, 1], whose levels [N, 3] rise strictly: a1 < a2 < a3. A tie is not a rise."""
     levels = _levels(scores)
     if levels.ndim != 2 or len(levels) == 0:
-        raise SettingError(
-            f"scores: order consistency needs shape [N, 3] with N >= 1, not {list(levels.shape)}."
-        )
+        raise SettingError(f"scores: order consistency needs shape [N, 3] with N >= 1, not {list(levels.shape)}.")
     return float(np.mean((levels[:, 0] < levels[:, 1]) & (levels[:, 1] < levels[:, 2])))
 
 
@@ -41,8 +39,7 @@ def _levels(scores: Any) -> npt.NDArray[np.float64]:
     levels = np.asarray(scores, dtype=np.float64)
     if levels.ndim == 0 or levels.shape[-1] != 3:
         raise SettingError(
-            "scores: the last dimension must hold the 3 images of a sequence; the shape is "
-            f"{list(levels.shape)}."
+            f"scores: the last dimension must hold the 3 images of a sequence; the shape is {list(levels.shape)}."
         )
     wrong = np.argwhere(~((levels >= 0) & (levels <= 1)))  # written so that NaN is caught too
     if len(wrong):

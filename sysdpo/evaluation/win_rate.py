@@ -66,9 +66,7 @@ def win_rate(preferences: Sequence[float]) -> WinRate:
     values = np.asarray(preferences, dtype=np.float64)
     wrong = np.flatnonzero((values < 1) | (values > 2))
     if len(wrong):
-        raise SettingError(
-            f"preferences: row {wrong[0]} is {values[wrong[0]]}; a preference lies in [1, 2] or is NaN."
-        )
+        raise SettingError(f"preferences: row {wrong[0]} is {values[wrong[0]]}; a preference lies in [1, 2] or is NaN.")
     kept = values[~np.isnan(values)]
     if len(kept) == 0:
         raise SettingError(

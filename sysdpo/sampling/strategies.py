@@ -95,7 +95,8 @@ class SamplingStrategy:
         groups = getattr(self.draw, "groups", None)
         if groups is not None and groups > self.num_draws:
             raise SettingError(
-                f"sampler.draw.groups={groups}: more beam groups than the {self.num_draws} beams; lower it or raise sampler.k."
+                f"sampler.draw.groups={groups}: more beam groups than the {self.num_draws} beams; lower it or raise "
+                "sampler.k."
             )
         if groups is not None and self.num_draws % groups:
             raise SettingError(

@@ -3,10 +3,10 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -31,12 +31,14 @@ class TrainingSettings:
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     link: Link = "sigmoid"
     label_smoothing: float = 0.0
+    nll_weight: float = 0.0
     weight_decay: float = 0.0
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     checkpoint_every: int = 10
     validate_every: int = 0
     patience: int | None = None
+    evaluate_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,8 +48,37 @@ class TrainingSettings:
         for name in ("learning_rate", "beta", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"training.{name}={getattr(self, name)}: must be positive.")
+        if self.nll_weight < 0:
+            raise SettingError(f"training.nll_weight={self.nll_weight}: must be 0 or more.")
+        if self.link not in get_args(Link):
+            raise SettingError(f"training.link: {nearest(self.link, get_args(Link))}")
+        if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.link != "sigmoid"):
+            raise SettingError(
+                f"training.label_smoothing={self.label_smoothing} with training.link={self.link}: must lie in "
+                "[0, 0.5), and only the sigmoid link has it."
+            )
         if self.patience is not None and not self.validate_every:
             raise SettingError(f"training.patience={self.patience} needs validations; set training.validate_every.")
+
+
+def check_training(system: CompoundSystem, settings: TrainingSettings) -> None:
+    """Refuse a system that could not be trained, before its data are made."""
+    for name in settings.learning_rates:
+        if name not in system.components:
+            raise SettingError(f"training.learning_rates: {nearest(name, system.components)}")
+    if not system.trainable:
+        raise SettingError("train: no component has trainable weights; name at least one that is no tool.")
+
+
+def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: TrainingSettings) -> None:
+    """Refuse data that could not be trained on, before anything is written."""
+    if not train:
+        raise SettingError("the data set is empty: there is no pair to train on.")
+    if settings.validate_every and not validation:
+        raise SettingError(
+            f"training.validate_every={settings.validate_every} but there is no validation pair; raise "
+            "dataset.validation, or set training.validate_every=0."
+        )
 
 
 @dataclass
@@ -75,12 +106,13 @@ class Trainer:
         settings: TrainingSettings,
         folder: Path,
         log: Any = None,
+        evaluate: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
-        if not train:
-            raise SettingError("the data set is empty: there is no pair to train on.")
+        check_training(system, settings)
+        check_pairs(train, validation, settings)
         self.system, self.preference, self.settings, self.folder = system, preference, settings, folder
         self.train_pairs, self.validation_pairs = train, validation
-        self.log = log
+        self.log, self.evaluate = log, evaluate
         self.step = 0
         self.best = Best(state=trainable_state(system) if settings.validate_every else {})
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay)
@@ -90,16 +122,11 @@ class Trainer:
 
     def _groups(self) -> list[dict[str, Any]]:
         rates = self.settings.learning_rates
-        for name in rates:
-            if name not in self.system.components:
-                raise SettingError(f"training.learning_rates: {nearest(name, self.system.components)}")
         groups = []
         for name, component in self.system.components.items():
             parameters = [p for p in component.parameters() if p.requires_grad]
             if parameters:
                 groups.append({"params": parameters, "lr": rates.get(name, self.settings.learning_rate), "name": name})
-        if not groups:
-            raise SettingError("train: no component has trainable weights; name at least one that is no tool.")
         return groups
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -111,12 +138,16 @@ class Trainer:
             The best validated weights, already loaded; without validation, the last ones.
         """
         self._resume()
+        if self.step == 0 and self.settings.evaluate_every:
+            self._record(self._evaluate())
         with bar("train", total=self.settings.steps, initial=self.step) as progress:
             while self.step < self.settings.steps and not self._exhausted():
                 metrics = self._update()
                 self.step += 1
                 if self._due(self.settings.validate_every):
                     metrics |= self._validate()
+                if self._due(self.settings.evaluate_every):
+                    metrics |= self._evaluate()
                 self._record(metrics)
                 if self._due(self.settings.checkpoint_every) or self._exhausted():
                     self._checkpoint()
@@ -141,12 +172,13 @@ class Trainer:
         for start in range(0, len(batch), s.micro_batch_size):
             pairs = batch[start : start + s.micro_batch_size]
             compared = self.preference.compare(self.system, pairs, [self._seed(p, self.step) for p in pairs])
-            loss = preference_loss(compared.margin, s.beta, s.link, s.label_smoothing)
+            loss = self._loss(compared)
             # summed here and divided by the whole batch: accumulation gives the gradient of one large batch
             (loss.sum() / len(batch)).backward()
             for name, value in measure(compared, loss.detach(), s.beta).items():
                 sums[name] = sums.get(name, 0.0) + value
         metrics = {name: total if name.startswith("count/") else total / len(batch) for name, total in sums.items()}
+        metrics |= self._diagnostics()
         metrics |= self._gradient_norms()
         for group in self.optimizer.param_groups:
             metrics[f"learning_rate/{group['name']}"] = group["lr"]
@@ -154,6 +186,18 @@ class Trainer:
         self.scheduler.step()
         metrics["seconds"] = time.perf_counter() - started
         return metrics
+
+    def _loss(self, compared: Comparison) -> Tensor:
+        s = self.settings
+        loss = preference_loss(compared.margin, s.beta, s.link, s.label_smoothing)
+        return loss - s.nll_weight * compared.fit if s.nll_weight else loss
+
+    def _diagnostics(self) -> dict[str, float]:
+        return {
+            f"components/{name}/{key}": value
+            for name in self.system.components
+            for key, value in self.system.component(name).diagnostics().items()
+        }
 
     def _gradient_norms(self) -> dict[str, float]:
         norms = {
@@ -187,20 +231,21 @@ class Trainer:
         for start in range(0, len(pairs), s.micro_batch_size):
             part = pairs[start : start + s.micro_batch_size]
             compared = self.preference.compare(self.system, part, [self._seed(p, 0) for p in part])
-            loss = preference_loss(compared.margin, s.beta, s.link, s.label_smoothing)
+            loss = self._loss(compared)
             for name, value in measure(compared, loss, s.beta).items():
                 sums[name] = sums.get(name, 0.0) + value
-        if not pairs:
-            raise SettingError(
-                "training.validate_every is set but there is no validation pair; raise dataset.validation."
-            )
         metrics = {f"validation/{k}": v / len(pairs) for k, v in sums.items() if not k.startswith("count/")}
+        metrics |= {f"validation/{k}": v for k, v in self._diagnostics().items()}
         margin = metrics["validation/rewards/margins"]
         if margin > self.best.margin:
             self.best = Best(margin, self.step, 0, trainable_state(self.system))
         else:
             self.best.age += 1
         return metrics
+
+    def _evaluate(self) -> dict[str, float]:
+        """The task's own figures for the current weights, a point of the curve over training."""
+        return {f"evaluation/{k}": v for k, v in self.evaluate().items()} if self.evaluate is not None else {}
 
     # ---- records -------------------------------------------------------------------------------------------------
 
@@ -234,7 +279,8 @@ class Trainer:
         self.scheduler.load_state_dict(saved["scheduler"])
         self.step, self.best = saved["step"], Best(**saved["best"])
         # steps that were logged after the checkpoint are about to be repeated
-        kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+        lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]  # no torn one
+        kept = [line.strip() for line in lines if json.loads(line)["step"] <= self.step]
         log.write_text("".join(f"{line}\n" for line in kept))
 
 
@@ -249,6 +295,7 @@ def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]
     }
     sums |= {f"logps/{side}": value.sum() for side, value in compared.logps.items()}
     sums |= {f"components/{name}/margin": value.sum() for name, value in compared.terms.items()}
+    sums |= {f"components/{name}/{side}": value.sum() for (name, side), value in compared.sides.items()}
     metrics = {name: float(value) for name, value in sums.items()}
     return metrics | {f"count/{name}": value for name, value in compared.counts.items()}
 

@@ -20,21 +20,28 @@ class Comparison:
     """B pairs compared; all tensors in nats.
 
     `chosen` and `rejected` are the policy's log-ratio to the reference for each side, [B]; `logps` the policy's
-    log-probability of each side where it is exact; `terms` each component's share of the margin, [B].
+    log-probability of each side where it is exact; `terms` each component's share of the margin, `sides` of each
+    side's log-ratio, [B]. `fit` is the chosen side's log-ratio over the variables whose likelihood is exact, [B]; its
+    gradient is that of their log-likelihood.
     """
 
     margin: Tensor
     chosen: Tensor
     rejected: Tensor
+    fit: Tensor
     logps: Mapping[str, Tensor] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+    sides: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     counts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Preference(Protocol):
     """A way to compare; `conf/objective/` names one."""
 
-    needs_intermediates: bool
+    @property
+    def needs_intermediates(self) -> bool:
+        """Whether a pair has to hold values for the intermediate variables too."""
+        ...
 
     def check(self, system: CompoundSystem) -> None: ...
 
@@ -62,13 +69,22 @@ class Direct:
         else:
             ratios = system.log_ratio(rows, noise=[*seeds, *seeds])
         chosen, rejected = torch.stack(list(ratios.values()), dim=-1).chunk(2)  # [B, V] each
-        terms: dict[str, Tensor] = {}
+        sides: dict[tuple[str, str], Tensor] = {}
         for i, name in enumerate(ratios):
             component = str(system.graph[name].component)
-            share = (chosen[:, i] - rejected[:, i]).detach()
-            terms[component] = terms[component] + share if component in terms else share
+            for side, values in zip(SIDES, (chosen, rejected), strict=True):
+                share = values[:, i].detach()
+                sides[component, side] = sides[component, side] + share if (component, side) in sides else share
+        terms = {name: sides[name, "chosen"] - sides[name, "rejected"] for name in system.components}
+        exact = [i for i, name in enumerate(ratios) if system.component_of(system.graph[name]).likelihood == "exact"]
         return Comparison(
-            direct_margin(chosen, rejected), chosen.sum(-1).detach(), rejected.sum(-1).detach(), logps, terms
+            direct_margin(chosen, rejected),
+            chosen.sum(-1).detach(),
+            rejected.sum(-1).detach(),
+            chosen[:, exact].sum(-1),
+            logps,
+            terms,
+            sides,
         )
 
 
@@ -102,6 +118,10 @@ class Sampling:
         joint_policy = _scatter(_total(policy), where, shape, -torch.inf)  # [2, B, K]
         joint_reference = _scatter(_total(reference), where, shape, -torch.inf)
         margin = sampling_margin(joint_policy[0], joint_reference[0], joint_policy[1], joint_reference[1])
+        # fitting the chosen outcome must not sharpen the intermediates, which are the system's own samples
+        own = {v.name for v in system.graph.intermediates}
+        given = {name: value.detach() if name in own else value for name, value in policy.items()}
+        fitted = _scatter(_total(given), where, shape, -torch.inf)[0]
         with torch.no_grad():
             marginal = joint_policy.logsumexp(-1)
             ratio = marginal - joint_reference.logsumexp(-1)
@@ -117,7 +137,9 @@ class Sampling:
             "samples": float(sum(map(len, drawn))),
             "samples_missing": float(wanted - sum(map(len, drawn))),
         }
-        return Comparison(margin, ratio[0], ratio[1], {"chosen": marginal[0], "rejected": marginal[1]}, terms, counts)
+        logps = {"chosen": marginal[0], "rejected": marginal[1]}
+        fit = fitted.logsumexp(-1) - joint_reference[0].logsumexp(-1)
+        return Comparison(margin, ratio[0], ratio[1], fit, logps, terms, counts=counts)
 
     @torch.no_grad()
     def draw(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[list[dict[str, Any]]]:
@@ -129,6 +151,7 @@ class Sampling:
             [seed * n + k for seed in seeds for k in range(n)],
             sampler=self.strategy.draw,
             only=names,
+            together=[b for b in range(len(pairs)) for _ in range(n)],  # what a pair gets is its own affair
         )
         drawn = []
         for b in range(len(pairs)):

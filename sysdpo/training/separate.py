@@ -27,6 +27,16 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
     """
     if len(system.graph.finals) != 1:
         raise SettingError("trainer=separate needs a system with one final variable, whose answers it can reuse.")
+    if settings.link == "ipo" or settings.label_smoothing:
+        raise SettingError(
+            f"trainer=separate: TRL's DPOTrainer has no training.link={settings.link} with "
+            f"training.label_smoothing={settings.label_smoothing} as defined here; use sigmoid or hinge, without it."
+        )
+    if settings.batch_size % min(settings.micro_batch_size, settings.batch_size):
+        raise SettingError(
+            f"trainer=separate: training.batch_size={settings.batch_size} must be a multiple of "
+            f"training.micro_batch_size={settings.micro_batch_size}."
+        )
     final = system.graph.finals[0].name
     intermediates = [v.name for v in system.graph.intermediates]
     with_parents = system.generate(
@@ -42,7 +52,9 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
             _row(component, {alias: values[name] for alias, name in variable.parents}, pair, final)
             for values, pair in zip(with_parents, pairs, strict=True)
         ]
-        _train_one(component, rows, settings, folder, _Record(log, str(variable.component)))
+        name = str(variable.component)
+        rate = settings.learning_rates.get(name, settings.learning_rate)
+        _train_one(component, rows, settings, rate, folder, _Record(log, name))
 
 
 def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, str]:
@@ -60,25 +72,28 @@ def _train_one(
     component: LanguageModel,
     rows: list[dict[str, str]],
     settings: TrainingSettings,
+    learning_rate: float,
     folder: Path,
     record: "TrainerCallback",
 ) -> None:
     if not isinstance(component.model, PeftModel):
         raise SettingError("trainer=separate trains adapters; set model.lora.")
+    adapters = set(component.model.peft_config)
+    micro_batch_size = min(settings.micro_batch_size, settings.batch_size)
     trainer = DPOTrainer(
         model=component.model,
         args=DPOConfig(
             output_dir=str(folder / "checkpoints"),
             max_steps=settings.steps,
-            per_device_train_batch_size=settings.micro_batch_size,
-            gradient_accumulation_steps=max(1, settings.batch_size // settings.micro_batch_size),
-            learning_rate=settings.learning_rate,
+            per_device_train_batch_size=micro_batch_size,
+            gradient_accumulation_steps=settings.batch_size // micro_batch_size,
+            learning_rate=learning_rate,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=settings.warmup_steps,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             beta=settings.beta,
-            label_smoothing=settings.label_smoothing,
+            loss_type=[settings.link],
             max_length=None,
             seed=settings.seed,
             use_cpu=component.device.type == "cpu",
@@ -94,6 +109,9 @@ def _train_one(
         callbacks=[record],
     )
     trainer.train()
+    for name in set(component.model.peft_config) - adapters:  # TRL keeps its reference as a second adapter
+        component.model.delete_adapter(name)
+    component.trainable(True)
     component.model.eval()
 
 

@@ -195,8 +195,6 @@ class AlpacaEvalJudge:
         if self.assume_yes or cost.dollars == 0:
             return
         if sys.stdin is None or not sys.stdin.isatty():
-            raise SettingError(
-                f"judge.assume_yes: {line}, and nobody is there to agree; set it to true to spend that."
-            )
+            raise SettingError(f"judge.assume_yes: {line}, and nobody is there to agree; set it to true to spend that.")
         if input(f"{line}. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
             raise SettingError(f"judge.assume_yes: {line}; not agreed, nothing was spent.")

@@ -49,9 +49,7 @@ def check_rows(
 def check_temperature(temperature: float) -> float:
     """The temperature itself, refused unless finite and above 0."""
     if not 0 < temperature < math.inf:
-        raise SettingError(
-            f"judge.temperature: {temperature} is not a positive number; 1 reads scores as log-odds."
-        )
+        raise SettingError(f"judge.temperature: {temperature} is not a positive number; 1 reads scores as log-odds.")
     return temperature
 
 

@@ -143,9 +143,7 @@ class ChatEndpoint:
 class _Session:
     """One client's attempts at one endpoint; a Retry-After that one request gets holds back all of them."""
 
-    def __init__(
-        self, endpoint: ChatEndpoint, client: httpx.AsyncClient, key: str | None, bar: "tqdm[Any]"
-    ) -> None:
+    def __init__(self, endpoint: ChatEndpoint, client: httpx.AsyncClient, key: str | None, bar: "tqdm[Any]") -> None:
         self.endpoint = endpoint
         self.client = client
         self.key = key
@@ -210,16 +208,13 @@ class _Session:
         elif status in (408, 429) or status >= 500:
             return
         elif status in (401, 403):
-            remedy = (
-                f"check the key in {self.endpoint.api_key_env}" if self.key else "set endpoint.api_key_env"
-            )
+            remedy = f"check the key in {self.endpoint.api_key_env}" if self.key else "set endpoint.api_key_env"
         elif status == 404 or 300 <= status < 400:
             remedy = "check endpoint.base_url (it ends in the version, mostly /v1) and the model's name"
         else:
             remedy = "the server does not accept this request; choose another model or endpoint"
         raise SettingError(
-            f"endpoint.base_url: {self.endpoint.base_url} answered HTTP {status} ({self._redact(message)}): "
-            f"{remedy}."
+            f"endpoint.base_url: {self.endpoint.base_url} answered HTTP {status} ({self._redact(message)}): {remedy}."
         )
 
     def _redact(self, text: str) -> str:

@@ -28,7 +28,5 @@ class OracleJudge:
         check_rows(rows, references, outputs, columns=["oracle"])
         return [
             preference_from_scores(score(rule, output), score(rule, reference), self.temperature)
-            for rule, reference, output in zip(
-                (row["oracle"] for row in rows), references, outputs, strict=True
-            )
+            for rule, reference, output in zip((row["oracle"] for row in rows), references, outputs, strict=True)
         ]

@@ -41,9 +41,7 @@ class RewardModelJudge:
             dtype: of the weights; `auto` takes the checkpoint's.
         """
         if batch_size < 1 or max_length < 1:
-            raise SettingError(
-                f"judge: batch_size={batch_size} and max_length={max_length} must be at least 1."
-            )
+            raise SettingError(f"judge: batch_size={batch_size} and max_length={max_length} must be at least 1.")
         self.model = model
         self.temperature = check_temperature(temperature)
         self.batch_size = batch_size
@@ -62,9 +60,7 @@ class RewardModelJudge:
         """One preference [1, 2] per row, NaN where a reward is not finite; see `Judge`."""
         check_rows(rows, references, outputs, columns=["x"])
         pairs = [
-            (row["x"], answer)
-            for answers in (references, outputs)
-            for row, answer in zip(rows, answers, strict=True)
+            (row["x"], answer) for answers in (references, outputs) for row, answer in zip(rows, answers, strict=True)
         ]
         # Equal answers must get equal rewards to the last bit, whatever batch they fall into.
         unique = list(dict.fromkeys(pairs))

@@ -1,0 +1,111 @@
+"""Captions as a denoiser sees them: frozen text encoders, computed once a caption."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Features = dict[str, Tensor]
+"""Of one caption: `encoder_hidden_states` [L, D]; `encoder_attention_mask` [L] where padding is masked; the rest
+are the UNet's `added_cond_kwargs` (SDXL: `text_embeds` [P] and `time_ids` [6])."""
+
+CONDITIONS = ("encoder_hidden_states", "encoder_attention_mask")
+BATCH = 64
+
+
+class CaptionEncoder(Protocol):
+    def encode(self, captions: Sequence[str]) -> list[Features]: ...
+
+
+class HiddenStates:
+    """Last hidden states of a causal language model, zero and masked where a caption is shorter than the longest.
+
+    Args:
+        prefix: put before every caption, so that an empty one has a state too.
+        max_length: tokens; longer captions are cut off.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, prefix: str = ""
+    ) -> None:
+        self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
+        self.max_length, self.prefix = max_length, prefix
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> list[Features]:
+        tokens = [
+            self.tokenizer(self.prefix + text, add_special_tokens=False)["input_ids"][: self.max_length]
+            for text in captions
+        ]
+        encoded: list[Features] = [{} for _ in captions]
+        for length in sorted({len(ids) for ids in tokens}):  # equal lengths together: nothing is spent on padding
+            rows = [i for i, ids in enumerate(tokens) if len(ids) == length]
+            for start in range(0, len(rows), BATCH):
+                part = rows[start : start + BATCH]
+                ids = torch.tensor([tokens[i] for i in part], device=self.model.device)
+                states = self.model(ids).last_hidden_state.float().cpu()
+                for i, state in zip(part, states, strict=True):
+                    hidden = torch.zeros(self.max_length, state.shape[-1])
+                    hidden[:length] = state
+                    mask = (torch.arange(self.max_length) < length).float()
+                    encoded[i] = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}
+        return encoded
+
+
+class Clip:
+    """The CLIP text encoders of Stable Diffusion: one for 1.x; for XL two, whose penultimate states are joined.
+
+    Args:
+        encoders: (tokenizer, text model) pairs; with two, the second gives the pooled embedding as well.
+        image_size: tells XL the resolution it is asked for.
+    """
+
+    def __init__(self, encoders: Sequence[tuple[PreTrainedTokenizerBase, PreTrainedModel]], image_size: int) -> None:
+        self.encoders = [(tokenizer, model.requires_grad_(False).eval()) for tokenizer, model in encoders]
+        self.image_size = image_size
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> list[Features]:
+        encoded: list[Features] = []
+        for start in range(0, len(captions), BATCH):
+            outputs = [_run_clip(*encoder, captions[start : start + BATCH]) for encoder in self.encoders]
+            if len(outputs) == 1:
+                encoded += [{"encoder_hidden_states": h} for h in outputs[0].last_hidden_state.float().cpu()]
+                continue
+            hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1).float().cpu()
+            size = float(self.image_size)
+            time_ids = torch.tensor([size, size, 0.0, 0.0, size, size])  # original size, crop, target size
+            encoded += [
+                {"encoder_hidden_states": h, "text_embeds": p, "time_ids": time_ids}
+                for h, p in zip(hidden, outputs[-1].text_embeds.float().cpu(), strict=True)
+            ]
+        return encoded
+
+
+def _run_clip(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, captions: Sequence[str]) -> Any:
+    length = model.config.max_position_embeddings
+    tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return model(tokens["input_ids"].to(model.device), output_hidden_states=True)
+
+
+class CachedCaptions:
+    """An encoder that computes each caption once; `limit` captions are kept."""
+
+    def __init__(self, encoder: CaptionEncoder, limit: int = 20_000) -> None:
+        self.encoder, self.limit = encoder, limit
+        self._memory: dict[str, Features] = {}
+
+    def __call__(self, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """Keyword arguments of a UNet for N captions."""
+        if len(self._memory) > self.limit:
+            self._memory.clear()
+        missing = [c for c in dict.fromkeys(captions) if c not in self._memory]
+        if missing:
+            self._memory.update(zip(missing, self.encoder.encode(missing), strict=True))
+        features = [self._memory[c] for c in captions]
+        stacked = {key: torch.stack([f[key] for f in features]).to(device, dtype) for key in features[0]}
+        kwargs: dict[str, Any] = {key: stacked[key] for key in CONDITIONS if key in stacked}
+        added = {key: value for key, value in stacked.items() if key not in CONDITIONS}
+        return {**kwargs, "added_cond_kwargs": added} if added else kwargs

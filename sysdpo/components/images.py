@@ -1,0 +1,113 @@
+"""Pictures in and out of a diffusion model: what counts as a picture, and the latents it is denoised in."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sysdpo.errors import SettingError
+
+LATENTS_LIMIT = 50_000
+"""Pictures whose latents are remembered; those of Stable Diffusion at 512 pixels take 64 KB each."""
+
+
+def to_pixels(value: Any, size: int) -> Tensor:
+    """One picture as [3, size, size], fp32, in [0, 1].
+
+    Args:
+        value: a tensor of that shape, an RGB PIL image, or the bytes of an image file.
+        size: the only height and width accepted.
+
+    Raises:
+        SettingError: not a picture, truncated, of another mode or size, or with values outside [0, 1].
+    """
+    if isinstance(value, bytes):
+        try:
+            value = Image.open(io.BytesIO(value))
+            value.load()
+        except (UnidentifiedImageError, OSError) as error:
+            raise SettingError(f"the image cannot be read ({error}); it is truncated or no image file.") from error
+    if isinstance(value, Image.Image):
+        if value.mode != "RGB":
+            raise SettingError(f"the image has mode {value.mode!r}; convert it with image.convert('RGB').")
+        value = torch.from_numpy(np.asarray(value).copy()).permute(2, 0, 1).float() / 255
+    if not isinstance(value, Tensor) or value.dim() != 3 or value.shape[0] != 3:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise SettingError(f"an image must be an RGB picture or a tensor [3, {size}, {size}], not {shape}.")
+    height, width = value.shape[1:]
+    if (height, width) != (size, size):
+        raise SettingError(f"the image has {height} x {width} pixels where the model has {size} x {size}; resize it.")
+    if not (bool(torch.isfinite(value).all()) and float(value.min()) >= 0 and float(value.max()) <= 1):
+        raise SettingError("the image has values outside [0, 1]; scale it to [0, 1].")
+    return value.float()
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """[3, H, W] in [0, 1] as an 8-bit RGB picture."""
+    return Image.fromarray((pixels.detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+class Codec(Protocol):
+    """Between pixels [N, 3, H, W] in [0, 1] and the latents [N, C, h, w] that are denoised."""
+
+    image_size: int
+    latent_shape: tuple[int, int, int]
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class PixelUnshuffle:
+    """Latents are the pixels in [-1, 1], with blocks of factor x factor moved into the channels."""
+
+    def __init__(self, image_size: int, factor: int) -> None:
+        self.image_size, self.factor = image_size, factor
+        self.latent_shape = (3 * factor**2, image_size // factor, image_size // factor)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return F.pixel_unshuffle(pixels * 2 - 1, self.factor)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return F.pixel_shuffle(latents.float(), self.factor).clamp(-1, 1) / 2 + 0.5
+
+
+class Autoencoder:
+    """Latents of a frozen VAE (latent diffusion). The mode of its posterior is taken, and remembered."""
+
+    def __init__(self, vae: AutoencoderKL, image_size: int, batch_size: int = 8) -> None:
+        self.vae = vae.requires_grad_(False).eval()
+        self.image_size, self.batch_size = image_size, batch_size
+        config: Any = vae.config
+        side = image_size // 2 ** (len(config.block_out_channels) - 1)
+        self.latent_shape = (int(config.latent_channels), side, side)
+        self.scale = float(config.scaling_factor)  # brings latents to unit variance
+        self._memory: dict[bytes, Tensor] = {}
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        keys = [hashlib.blake2b(p.numpy().tobytes(), digest_size=16).digest() for p in pixels.cpu()]
+        if len(self._memory) > LATENTS_LIMIT:
+            self._memory.clear()
+        missing = {key: p for key, p in zip(keys, pixels, strict=True) if key not in self._memory}
+        for part in _parts(list(missing), self.batch_size):
+            images = torch.stack([missing[key] for key in part]).to(self.vae.device, self.vae.dtype)
+            latents = self.vae.encode(images * 2 - 1).latent_dist.mode() * self.scale
+            self._memory.update(zip(part, latents.float().cpu(), strict=True))
+        return torch.stack([self._memory[key] for key in keys])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        parts = (latents / self.scale).to(self.vae.device, self.vae.dtype).split(self.batch_size)
+        return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) / 2 + 0.5 for part in parts])
+
+
+def _parts(items: list[Any], size: int) -> Sequence[list[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -1,0 +1,163 @@
+"""Loading a text-to-image model: the scene model that ships with this project, Stable Diffusion 1.x, or XL."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sysdpo.components.conditioning import CaptionEncoder, Clip, HiddenStates
+from sysdpo.components.denoising import Bound
+from sysdpo.components.diffusion import Diffusion
+from sysdpo.components.images import Autoencoder, Codec, PixelUnshuffle
+from sysdpo.components.pretrained import Weights, resolve_device, resolve_dtype
+from sysdpo.components.text import byte_tokenizer
+from sysdpo.components.weights import pretrained_folder
+from sysdpo.errors import SettingError
+
+SHIPPED = {"scene_diffusion": Path(__file__).resolve().parent.parent / "assets" / "scene_diffusion"}
+"""Weights in the repository, each with a `card.md` and the script that made them."""
+
+Parts = tuple[UNet2DConditionModel, Any, CaptionEncoder, Codec]
+
+
+def build_diffusion(
+    *,
+    bound: Mapping[str, Any],
+    pretrained: str | None,
+    weights: Weights = "pretrained",
+    architecture: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    **settings: Any,
+) -> Diffusion:
+    """A `Diffusion` from its config: `conf/model/*.yaml`.
+
+    Args:
+        bound: keys of `Bound`.
+        pretrained: `scene_diffusion`, a folder, or a hub id; a folder of ours has a `text.json`, one of diffusers'
+            pipelines a `text_encoder`, and `text_encoder_2` if it is an XL.
+        weights: `random` builds `architecture` from `seed` and reads nothing.
+        architecture: of random weights: `unet`, `scheduler`, `vae` or `pixel_unshuffle`, and `text_encoders` (a list
+            of CLIP configs) or `language_model` with `max_length`.
+        image_size: height and width; null takes the model's own.
+    """
+    place = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, place)
+    if weights == "random":
+        parts = _random_parts(dict(architecture or {}), image_size, seed)
+    elif weights == "pretrained":
+        if pretrained is None:
+            raise SettingError("model.pretrained is not set: name weights, or set model.weights=random.")
+        parts = _pretrained_parts(pretrained, image_size)
+    else:
+        raise SettingError(f"model.weights={weights!r}: write pretrained or random.")
+    unet, scheduler, encoder, codec = parts
+    denoiser: Any = unet
+    denoiser.to(place, torch_dtype)
+    _place(encoder, codec, place, torch_dtype)
+    try:
+        checked = Bound(**bound)
+    except TypeError as error:
+        raise SettingError(f"model.bound={dict(bound)}: {error}") from error
+    return Diffusion(unet, scheduler, encoder, codec, bound=checked, seed=seed, **settings)
+
+
+def _place(encoder: CaptionEncoder, codec: Codec, device: torch.device, dtype: torch.dtype) -> None:
+    """Clip and VAE follow the UNet's precision; hidden states stay in fp32, which the scene model was trained on."""
+    if isinstance(encoder, Clip):
+        for _, model in encoder.encoders:
+            model.to(device, dtype)
+    elif isinstance(encoder, HiddenStates):
+        encoder.model.to(device)
+    if isinstance(codec, Autoencoder):
+        vae: Any = codec.vae
+        vae.to(device, dtype)
+
+
+def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
+    source = str(SHIPPED.get(pretrained, pretrained))
+    folder = Path(source).expanduser()
+    if pretrained in SHIPPED or source.startswith((".", "/", "~")):
+        if not folder.is_dir():
+            raise SettingError(f"model.pretrained={pretrained!r}: there is no folder {source}.")
+        source = str(folder)
+    unet = _load(UNet2DConditionModel, source, "unet")
+    scheduler = DDIMScheduler.from_pretrained(source, subfolder="scheduler")
+    if (folder / "text.json").is_file():
+        text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+        language_model = pretrained_folder(text["encoder"])
+        model = AutoModel.from_pretrained(language_model, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(language_model)
+        encoder = HiddenStates(model, tokenizer, text["max_length"], text["prefix"])
+        return unet, scheduler, encoder, PixelUnshuffle(text["image_size"], text["pixel_unshuffle"])
+    vae = _load(AutoencoderKL, source, "vae")
+    size = image_size or int(unet.config.sample_size) * 2 ** (len(vae.config.block_out_channels) - 1)
+    is_xl = unet.config.addition_embed_type == "text_time"
+    names: list[tuple[str, str, Any]] = [("tokenizer", "text_encoder", CLIPTextModel)]
+    if is_xl:
+        names.append(("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection))
+    encoders = [
+        (AutoTokenizer.from_pretrained(source, subfolder=tokenizer), cls.from_pretrained(source, subfolder=name))
+        for tokenizer, name, cls in names
+    ]
+    return unet, scheduler, Clip(encoders, size), Autoencoder(vae, size)
+
+
+def _load(cls: Any, source: str, part: str) -> Any:
+    try:
+        return cls.from_pretrained(source, subfolder=part, low_cpu_mem_usage=False)
+    except (ValueError, RuntimeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise SettingError(
+            f"model.pretrained={source!r}: its {part} holds weights of another architecture than its config ({first})."
+        ) from error
+    except OSError as error:
+        raise SettingError(
+            f"model.pretrained={source!r}: its {part} cannot be read; it needs {part}/config.json."
+        ) from error
+
+
+def _random_parts(architecture: dict[str, Any], image_size: int | None, seed: int) -> Parts:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(**architecture["unet"])
+        scheduler = DDIMScheduler(**architecture["scheduler"])
+        codec: Codec
+        if "vae" in architecture:
+            vae = AutoencoderKL(**architecture["vae"])
+            size = image_size or int(unet.config.sample_size) * 2 ** (len(vae.config.block_out_channels) - 1)
+            codec = Autoencoder(vae, size)
+        else:
+            factor = architecture["pixel_unshuffle"]
+            codec = PixelUnshuffle(image_size or int(unet.config.sample_size) * factor, factor)
+        if "text_encoders" in architecture:
+            encoders = [_random_clip(config, last=i > 0) for i, config in enumerate(architecture["text_encoders"])]
+            return unet, scheduler, Clip(encoders, codec.image_size), codec
+        tokenizer = byte_tokenizer()
+        config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **architecture["language_model"]})
+        model = AutoModel.from_config(config)
+        return unet, scheduler, HiddenStates(model, tokenizer, architecture["max_length"], "<|im_start|>"), codec
+
+
+def _random_clip(config: Mapping[str, Any], last: bool) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    tokenizer = byte_tokenizer()
+    tokens = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    cls = CLIPTextModelWithProjection if last else CLIPTextModel
+    return tokenizer, cls(CLIPTextConfig(**{**tokens, **config}))

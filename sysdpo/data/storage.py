@@ -1,0 +1,68 @@
+"""Rows with texts, numbers, lists and images as `datasets` directories that open without this project."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from sysdpo.errors import SettingError
+
+
+def save_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a `datasets` directory, whole or not at all; PIL images and image bytes become `datasets.Image`."""
+    fresh = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    features = Features({key: _feature([row[key] for row in rows]) for key in rows[0]})
+    Dataset.from_list([dict(row) for row in rows], features=features).save_to_disk(str(fresh))
+    shutil.rmtree(path, ignore_errors=True)
+    fresh.rename(path)
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `datasets` directory; images stay encoded, as bytes, and equal ones are kept once."""
+    try:
+        loaded = load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise SettingError(
+            f"dataset.path={path}: is neither a file nor a folder that `datasets` has written."
+        ) from error
+    if not isinstance(loaded, Dataset):
+        raise SettingError(f"dataset.path={path}: has the splits {', '.join(loaded)}; name the folder of one.")
+    encoded = Features({key: _undecoded(feature) for key, feature in loaded.features.items()})
+    known: dict[bytes, bytes] = {}
+    return [{key: _plain(value, known) for key, value in row.items()} for row in loaded.cast(encoded)]
+
+
+def _feature(values: Sequence[Any]) -> Any:
+    first = next((v for v in values if v is not None), "")
+    if isinstance(first, Mapping):
+        return {key: _feature([v[key] for v in values]) for key in first}
+    if isinstance(first, list | tuple):
+        return List(_feature([element for value in values for element in value]))
+    if isinstance(first, Image.Image | bytes):
+        return ImageFeature()
+    kinds = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    if type(first) not in kinds:
+        raise SettingError(f"a data set cannot hold values of type {type(first).__name__}.")
+    return Value(kinds[type(first)])
+
+
+def _undecoded(feature: Any) -> Any:
+    if isinstance(feature, ImageFeature):
+        return ImageFeature(decode=False)
+    if isinstance(feature, Mapping):
+        return {key: _undecoded(value) for key, value in feature.items()}
+    return List(_undecoded(feature.feature), length=feature.length) if isinstance(feature, List) else feature
+
+
+def _plain(value: Any, known: dict[bytes, bytes]) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"bytes", "path"}:
+            content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+            return known.setdefault(content, content)
+        return {key: _plain(v, known) for key, v in value.items()}
+    return [_plain(v, known) for v in value] if isinstance(value, list) else value
