@@ -84,18 +84,15 @@ class Progression:
     Args:
         scorer: attribute levels of images.
         answer: the variable that holds a list of three images; an empty list is a text that did not parse.
-        captions: the variable that holds their captions.
         best_of: sequences drawn for each row, of which the one with the highest q counts (best-of-N sampling).
-        picture_scale: pixels a pixel in the pictures of `samples/`.
     """
 
     needs_baseline = False
 
-    def __init__(self, scorer: Scorer, answer: str, captions: str, best_of: int = 1, picture_scale: int = 1) -> None:
+    def __init__(self, scorer: Scorer, answer: str, best_of: int = 1) -> None:
         if best_of < 1:
             raise SettingError(f"evaluation.best_of={best_of}: must be at least 1.")
-        self.scorer, self.answer, self.captions = scorer, answer, captions
-        self.draws, self.picture_scale = best_of, picture_scale
+        self.scorer, self.answer, self.draws = scorer, answer, best_of
 
     def measure(
         self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
@@ -119,7 +116,7 @@ class Progression:
         record |= {name: value for name, value in output.items() if name != self.answer}
         record |= {"levels": scored.levels, "preference_score": scored.score}
         record |= {"order_consistent": scored.is_ordered, "parsed": scored.is_parsed}
-        return record | {"picture": strip(images, self.picture_scale) if images else None}
+        return record | {"picture": strip(images) if images else None}
 
 
 def _progression_metrics(scored: Sequence[ScoredSequence]) -> dict[str, Any]:

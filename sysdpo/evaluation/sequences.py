@@ -14,6 +14,9 @@ UNPARSED_SCORE = -1.0
 """q of a text from which no captions can be read: that of a full progression the wrong way round."""
 
 
+STRIP_HEIGHT = 96
+
+
 class Scorer(Protocol):
     """Attribute levels of images; `conf/scorer/` names one."""
 
@@ -72,12 +75,13 @@ def score_sequences(
     return scored
 
 
-def strip(images: Sequence[Any], scale: int, gap: int = 2) -> Image.Image:
-    """Images [3, H, W] in [0, 1] side by side, each pixel `scale` pixels wide."""
+def strip(images: Sequence[Any], gap: int = 2) -> Image.Image:
+    """Images [3, H, W] in [0, 1] side by side; small ones are enlarged by a whole factor, to about 96 pixels."""
     pictures = [np.asarray(image) for image in images]
     height, width = pictures[0].shape[1:]
     canvas = np.ones((height, len(pictures) * (width + gap) - gap, 3))
     for i, picture in enumerate(pictures):
         canvas[:, i * (width + gap) : i * (width + gap) + width] = picture.transpose(1, 2, 0)
+    scale = max(1, STRIP_HEIGHT // height)
     sheet = Image.fromarray((canvas * 255).round().astype(np.uint8))
     return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)

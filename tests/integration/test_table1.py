@@ -44,7 +44,7 @@ def test_every_row_has_its_figures_and_files(table: Path) -> None:
         for sample in samples:
             if sample["parsed"]:
                 assert len(sample["captions"]) == len(sample["levels"]) == 3
-                assert Image.open(folder / "samples" / sample["picture"]).size == (3 * 32 + 4, 32)
+                assert Image.open(folder / "samples" / sample["picture"]).size == (3 * (3 * 32 + 4), 3 * 32)
             else:
                 assert (sample["preference_score"], sample["picture"], sample["captions"]) == (-1, None, [])
         adapters = folder / "adapters"

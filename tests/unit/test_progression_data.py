@@ -167,7 +167,7 @@ def test_the_worked_examples_of_appendix_e_and_an_unparsed_text() -> None:
     sequences = [grey(1, 0.5, 0), grey(0, 1, 0.9), grey(0, 0.5, 1), []]
     rows = [{"x": str(i), "attribute": name} for i, name in enumerate(["fog", "fog", "snow", "snow"])]
     outputs = [{"y": "t", "captions": [], "z": z} for z in sequences]
-    metrics, records = Progression(Redness(), "z", "captions").measure(rows, outputs, None)
+    metrics, records = Progression(Redness(), "z").measure(rows, outputs, None)
     q = [-1.0, 0.35, 1.0, -1.0]
     assert [r["preference_score"] for r in records] == pytest.approx(q, abs=1e-6)
     assert metrics["preference_score"]["value"] == pytest.approx(np.mean(q))
@@ -177,14 +177,14 @@ def test_the_worked_examples_of_appendix_e_and_an_unparsed_text() -> None:
     assert metrics["attributes"]["snow"]["order_consistency"] == {"value": 50.0, "se": 50.0, "n": 2}
     assert metrics["scorer"] == "redness"
     assert records[3]["picture"] is None
-    assert records[2]["picture"].size == (3 * 8 + 2 * 2, 8)
+    assert records[2]["picture"].size == (12 * (3 * 8 + 2 * 2), 12 * 8)
 
 
 def test_best_of_n_counts_the_best_of_each_row() -> None:
     sequences = [grey(1, 0.5, 0), grey(0, 0.5, 1), [], grey(0, 1, 0.9)]
     rows = [{"x": x, "attribute": "fog"} for x in ("a", "a", "b", "b")]
     outputs = [{"y": "t", "captions": [], "z": z} for z in sequences]
-    measure = Progression(Redness(), "z", "captions", best_of=2)
+    measure = Progression(Redness(), "z", best_of=2)
     assert measure.draws == 2
     metrics, records = measure.measure(rows, outputs, None)
     assert [r["preference_score"] for r in records] == pytest.approx([1.0, 0.35], abs=1e-6)
@@ -192,9 +192,9 @@ def test_best_of_n_counts_the_best_of_each_row() -> None:
 
 
 def test_a_strip_shows_the_images_from_left_to_right() -> None:
-    picture = np.asarray(strip(grey(0, 0.5, 1), scale=2))
-    assert picture.shape == (16, 56, 3)
-    assert [int(picture[0, x, 0]) for x in (0, 20, 55)] == [0, 128, 255]
+    picture = np.asarray(strip([torch.full((3, 40, 40), level) for level in (0, 0.5, 1)]))
+    assert picture.shape == (80, 248, 3)  # twice 40, and two gaps of 2
+    assert [int(picture[0, x, 0]) for x in (0, 79, 80, 84, 163, 247)] == [0, 0, 255, 128, 128, 255]
 
 
 # ---- one clear line ----------------------------------------------------------------------------------------------
