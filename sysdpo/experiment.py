@@ -210,7 +210,7 @@ def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[di
     made_by = [
         _without_seed(OmegaConf.to_container(config.system, resolve=True)),
         config.seed,
-        [r["x"] for r in rows],
+        [[row[v.name] for v in system.graph.inputs] for row in rows],
     ]
     path = Path(config.data_folder) / f"untrained-{_digest(*made_by)}.jsonl"
     if not path.exists():

@@ -155,11 +155,11 @@ class VerifiableInstructions:
 
 def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[Pair]]:
     """(held out, kept): at least `validation` pairs with all pairs of their prompts, the last prompts first."""
-    prompts = list(dict.fromkeys(p.inputs["x"] for p in pairs))
+    prompts = list(dict.fromkeys(repr(p.inputs) for p in pairs))
     held: list[Pair] = []
     while prompts and len(held) < validation:
         prompt = prompts.pop()
-        held += [p for p in pairs if p.inputs["x"] == prompt]
+        held += [p for p in pairs if repr(p.inputs) == prompt]
     indices = {p.index for p in held}
     return held, [p for p in pairs if p.index not in indices]
 

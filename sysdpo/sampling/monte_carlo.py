@@ -86,20 +86,24 @@ def ancestral_sample(
     """
     rows = input_ids.shape[0] * n
     uniforms = torch.stack([_uniforms(seed, n, max_new_tokens) for seed in seeds]).flatten(0, 1)  # [rows, steps]
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    # every distinct prompt is computed once, its continuations apart
+    both = torch.stack([input_ids, attention_mask], 1)
+    distinct, source = torch.unique(both, dim=0, return_inverse=True)
+    prompt_ids, prompt_mask = distinct.unbind(1)
+    source = source.repeat_interleave(n)
+    positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
     output = model(
-        input_ids,
-        attention_mask=attention_mask,
+        prompt_ids,
+        attention_mask=prompt_mask,
         position_ids=positions,
         use_cache=True,
         logits_to_keep=1,
     )
     cache = output.past_key_values
-    if n > 1:  # the prompt is computed once, its continuations apart
-        cache.batch_repeat_interleave(n)
-    logits = output.logits[:, -1].repeat_interleave(n, 0)
-    mask = attention_mask.repeat_interleave(n, 0)
-    position = positions[:, -1:].repeat_interleave(n, 0)
+    cache.batch_select_indices(source)
+    logits = output.logits[source, -1]
+    mask = prompt_mask[source]
+    position = positions[source, -1:]
     sequences: list[list[int]] = [[] for _ in range(rows)]
     active = torch.arange(rows)
     for step in range(max_new_tokens):
