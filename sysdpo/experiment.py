@@ -34,7 +34,8 @@ TRAINERS = ("joint", "separate")
 def run(config: DictConfig) -> dict[str, Any]:
     """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    resolved.pop("logger", None)  # who listens changes nothing in the result: no reason to run a row again
+    for name in ("logger", "evaluation_batch_size"):  # who listens, how much at a time: no reason to run a row again
+        resolved.pop(name, None)
     folder = RunFolder(Path(config.run_folder))
     if folder.is_finished(resolved):
         log.info("%s is finished: nothing to do", folder.path)

@@ -70,6 +70,20 @@ def test_losses_start_at_ln_2_and_are_logged_by_component(table: Path) -> None:
     assert history_of(table / "sysdpo_psi1" / "seed=0")[2]["components/psi2/margin"] == 0.0
 
 
+def test_the_notebook_reads_the_runs(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SYSDPO_RUNS", str(table))
+    notebook = json.loads((Path(__file__).parents[2] / "notebooks" / "table2.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    printed = capsys.readouterr().out
+    assert all(f"{row:16} seed 0" in printed for row in ROWS)
+    assert printed.count("before:") == 5
+
+
 def test_again_trains_nothing_and_a_changed_config_sets_the_old_run_aside(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
