@@ -146,10 +146,6 @@ class LanguageModel(Component):
     def log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
         return self._score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
 
-    def log_ratio(self, values: Sequence[Value], parents: Parents, noise: Sequence[int] | None = None) -> Tensor:
-        completions = [self._completion(v, p) for v, p in zip(values, parents, strict=True)]
-        return self._score(completions) - self._reference_score(completions)
-
     def reference_log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
         return self._reference_score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
 

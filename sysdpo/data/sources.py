@@ -6,16 +6,16 @@ A source is asked for its data with the untrained system at hand, because some s
 import json
 import math
 import random
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 
 from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, Row, make_pairs, read_rows
+from sysdpo.data.storage import save_rows
 from sysdpo.data.verifiable import make_instructions
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.oracle import score
@@ -209,11 +209,7 @@ def _read_partial(path: Path) -> list[dict[str, Any]]:
 
 def _store(folder: Path, parts: Mapping[str, list[Row]], card: Mapping[str, Any]) -> None:
     for name, rows in parts.items():
-        target, fresh = folder / name, folder / f".{name}.partial"
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)
-        Dataset.from_list(rows).save_to_disk(str(fresh))
-        fresh.rename(target)
+        save_rows(rows, folder / name)
     # written last: its presence means that the set is whole
     (folder / "card.json").write_text(
         json.dumps({**card, "rows": {name: len(rows) for name, rows in parts.items()}}, indent=2) + "\n"
