@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -95,10 +96,28 @@ class LanguageModel(Component):
         if train and not isinstance(self.model, PeftModel) and not self._frozen_copy:
             self._frozen_copy = [copy.deepcopy(self.model).requires_grad_(False)]
 
-    def _precision(self) -> torch.autocast:
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
         """Adapters are kept in fp32 but multiplied in the model's own precision."""
         dtype = self.causal_lm.dtype
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        with (
+            disable_input_dtype_casting(self.model, active=isinstance(self.model, PeftModel)),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
+        ):
+            yield
+
+    @contextmanager
+    def _rounded_adapters(self) -> Iterator[None]:
+        """Inside, adapters are held in the model's own precision: what autocast makes of them at every product, once."""
+        parameters = [p for p in self.model.parameters() if p.dtype != self.causal_lm.dtype]
+        exact = [p.data for p in parameters]
+        try:
+            for parameter in parameters:
+                parameter.data = parameter.data.to(self.causal_lm.dtype)
+            yield
+        finally:
+            for parameter, data in zip(parameters, exact, strict=True):
+                parameter.data = data
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -128,7 +147,7 @@ class LanguageModel(Component):
         pad = self.codec.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        with self._precision():
+        with self._rounded_adapters():
             drawn = strategy.draw(
                 self.causal_lm,
                 input_ids,

@@ -71,8 +71,8 @@ def load_causal_lm(
         raise SettingError(f"model.weights={weights!r}: write pretrained or random.")
     place = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, place)
-    if attention == "auto":  # on a CPU the fused kernel's backward pass is the slower one
-        attention = "eager" if place.type == "cpu" else "sdpa"
+    if attention == "auto":
+        attention = "sdpa"
     source = str(pretrained_folder(pretrained)) if pretrained in WHEELS else pretrained
     if source is not None and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise SettingError(f"model.pretrained={source!r}: there is no such folder.")

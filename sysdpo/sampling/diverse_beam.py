@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sysdpo.errors import SettingError
+from sysdpo.sampling.decoding import next_token_logits
 
 ABSENT = -torch.inf
 """Score of a place that holds no sequence: below every real one."""
@@ -92,11 +92,11 @@ def diverse_beam_search(
     ]
     with _evaluating(model):
         mask = attention_mask.long()
-        output = _forward(model, input_ids, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0), cache=None)
-        _check_vocabulary(output.logits.shape[-1], end_tokens, num_beams, max_new_tokens)
+        logits, cache = next_token_logits(model, input_ids, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0))
+        _check_vocabulary(logits.shape[-1], end_tokens, num_beams, max_new_tokens)
         for step in range(max_new_tokens):
             # The penalty can push at most the num_beams - size tokens of other groups off the top of a line.
-            top = _top_tokens(output.logits[:, -1], groups[0].num_candidates + num_beams - size)
+            top = _top_tokens(logits, groups[0].num_candidates + num_beams - size)
             taken = torch.empty(batch, 0, dtype=torch.long, device=device)  # [B, beams of earlier groups]
             for group in groups:
                 taken = torch.cat([taken, group.advance(*top, taken, step)], dim=1)
@@ -107,7 +107,7 @@ def diverse_beam_search(
             source = torch.stack([group.lines for group in groups])[growing]  # [N] lines to go on from
             newest = torch.stack([group.live.tokens[..., step] for group in groups])[growing]
             if not torch.equal(source, torch.arange(len(mask), device=device)):
-                output.past_key_values.reorder_cache(source)
+                cache.reorder_cache(source)
                 mask = mask[source]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             numbered = torch.zeros(growing.shape, dtype=torch.long, device=device)
@@ -115,7 +115,7 @@ def diverse_beam_search(
             for group, lines in zip(groups, numbered, strict=True):
                 group.lines = lines
             positions = mask.sum(dim=-1, keepdim=True) - 1
-            output = _forward(model, newest[:, None], mask, positions, output.past_key_values)
+            logits, cache = next_token_logits(model, newest[:, None], mask, positions, cache)
 
     found = _Beams.join([group.finished() for group in groups]).best(num_beams)
     equal = (found.tokens[:, :, None] == found.tokens[:, None]).all(dim=-1)
@@ -246,17 +246,6 @@ def _top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     logits = logits.float()
     top, tokens = logits.topk(min(k, logits.shape[-1]), dim=-1)
     return top - logits.logsumexp(dim=-1, keepdim=True), tokens
-
-
-def _forward(model: nn.Module, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Any:
-    return model(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sysdpo.errors import SettingError
+from sysdpo.sampling.decoding import next_token_logits
 
 NUCLEUS = 128
 """Most probable tokens looked at first; a nucleus that is wider is found by a full sort."""
@@ -92,16 +93,9 @@ def ancestral_sample(
     prompt_ids, prompt_mask = distinct.unbind(1)
     source = source.repeat_interleave(n)
     positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(
-        prompt_ids,
-        attention_mask=prompt_mask,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache = output.past_key_values
+    logits, cache = next_token_logits(model, prompt_ids, prompt_mask, positions)
     cache.batch_select_indices(source)
-    logits = output.logits[source, -1]
+    logits = logits[source]
     mask = prompt_mask[source]
     position = positions[source, -1:]
     sequences: list[list[int]] = [[] for _ in range(rows)]
@@ -122,15 +116,7 @@ def ancestral_sample(
             mask, position, tokens = mask[keep], position[keep], tokens[keep]
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
         position = position + 1
-        output = model(
-            tokens[:, None],
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1]
+        logits, cache = next_token_logits(model, tokens[:, None], mask, position, cache)
     return [sequences[i : i + n] for i in range(0, rows, n)]
 
 
