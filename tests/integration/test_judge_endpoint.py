@@ -225,10 +225,10 @@ FAULTS: dict[str, Reply] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_asked_again_until_it_passes(server: Server, tmp_path: Path, fault: str) -> None:
     server.script = [FAULTS[fault]] * 2
-    judge = judge_at(server, tmp_path, concurrency=1, timeout_s=0.3)
+    judge = judge_at(server, tmp_path, concurrency=1, timeout_s=1.0)
     assert judge.preferences(*examples(2)) == expected(2)
     assert len(server.requests) == 4  # two faults, two answers
-    assert server.arrivals[2] - server.arrivals[0] < 5  # two time-outs of 0.3 s; the server would stall for 10
+    assert server.arrivals[2] - server.arrivals[0] < 5  # two time-outs of 1 s; the server would stall for 10
     assert server.requests[0] == server.requests[1] == server.requests[2] != server.requests[3]
 
 
