@@ -114,18 +114,23 @@ class Progression:
         images = output[self.answer]
         record: dict[str, Any] = {"row": number, **row}
         record |= {name: value for name, value in output.items() if name != self.answer}
-        record |= {"levels": scored.levels, "preference_score": scored.score}
-        record |= {"order_consistent": scored.is_ordered, "parsed": scored.is_parsed}
+        record |= {"levels": scored.levels, **_progression_numbers(scored)}
         return record | {"picture": strip(images) if images else None}
 
 
-def _progression_metrics(scored: Sequence[ScoredSequence]) -> dict[str, Any]:
-    """Mean q; percent of sequences in order; percent of texts that did not parse (scored worst, never in order)."""
+def _progression_numbers(scored: ScoredSequence) -> dict[str, float]:
+    """q, and in percent: in order or not; a text that did not parse (scored worst, never in order) or one that did."""
     return {
-        "preference_score": _mean([s.score for s in scored]),
-        "order_consistency": _mean([100.0 * s.is_ordered for s in scored]),
-        "parse_failures": _mean([100.0 * (not s.is_parsed) for s in scored]),
+        "preference_score": scored.score,
+        "order_consistency": 100.0 * scored.is_ordered,
+        "parse_failures": 100.0 * (not scored.is_parsed),
     }
+
+
+def _progression_metrics(scored: Sequence[ScoredSequence]) -> dict[str, Any]:
+    """The means of each sequence's numbers."""
+    numbers = [_progression_numbers(s) for s in scored]
+    return {name: _mean([row[name] for row in numbers]) for name in numbers[0]}
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:

@@ -176,6 +176,9 @@ def test_the_worked_examples_of_appendix_e_and_an_unparsed_text() -> None:
     assert metrics["parse_failures"]["value"] == 25.0
     assert metrics["attributes"]["snow"]["order_consistency"] == {"value": 50.0, "se": 50.0, "n": 2}
     assert metrics["scorer"] == "redness"
+    # a record's numbers are named and counted as the metrics are: seeds can be pooled row by row
+    assert [r["order_consistency"] for r in records] == [0.0, 0.0, 100.0, 0.0]
+    assert [r["parse_failures"] for r in records] == [0.0, 0.0, 0.0, 100.0]
     assert records[3]["picture"] is None
     assert records[2]["picture"].size == (12 * (3 * 8 + 2 * 2), 12 * 8)
 
