@@ -58,11 +58,15 @@ def run(config: DictConfig) -> dict[str, Any]:
     data = prepare_data(config, system, objective.needs_intermediates)
     if names:
         check_pairs(data.train, data.validation, settings)
+        if settings.evaluate_every and (measure is None or not data.evaluation):
+            raise SettingError(
+                f"training.evaluate_every={settings.evaluate_every} needs a measure and evaluation rows; set it to 0."
+            )
 
     logger = _logger(config, resolved)
     succeeded = False
     try:
-        folder.open(resolved)
+        folder.open(resolved, device_name(system))
         metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
         if names:
             metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
@@ -77,6 +81,13 @@ def run(config: DictConfig) -> dict[str, Any]:
 def _logger(config: DictConfig, resolved: dict[str, Any]) -> Logger:
     # partial: the resolved config is content here, its `_target_`s are not to be built
     return instantiate(config.logger, _partial_=True)(config=resolved) if config.get("logger") else Silent()
+
+
+def device_name(system: CompoundSystem) -> str:
+    """What the system computes on, in words."""
+    if system.device.type == "cuda":
+        return torch.cuda.get_device_name(system.device)
+    return f"{system.device.type}, {torch.get_num_threads()} threads"
 
 
 def build_system(config: DictConfig) -> CompoundSystem:
@@ -167,15 +178,15 @@ def align(
 def curve_point(
     config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Any
 ) -> dict[str, float]:
-    """The experiment's metrics on a few evaluation rows, one output each."""
-    if measure is None or measure.needs_baseline or not rows:
-        raise SettingError(
-            "training.evaluate_every needs a measure without a baseline and evaluation rows; set it to 0."
-        )
+    """The experiment's metrics on a few evaluation rows; a baseline is the untrained system's output on the same rows.
+
+    Every point draws from the same seeds, so at step 0 the system's outputs are the baseline's.
+    """
     repeated = [row for row in rows for _ in range(measure.draws)]
+    baseline = _untrained_outputs(config, system, repeated) if measure.needs_baseline else None
     outputs = generate(system, repeated, config.seed, config.evaluation_batch_size, "curve")
-    metrics, _ = measure.measure(repeated, outputs, None)
-    return {name: float(metrics[name]["value"]) for name in config.metrics}
+    metrics, _ = measure.measure(repeated, outputs, baseline)
+    return {name: float(metrics[name]["value"]) for name in config.metrics if name in metrics}
 
 
 def evaluate(

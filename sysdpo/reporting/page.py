@@ -1,12 +1,8 @@
 """`index.html` of an experiment: one page that needs no network and no other file, for a desktop and a phone."""
 
-import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,6 @@ from sysdpo.reporting.tables import (
 )
 
 STYLE = Path(__file__).resolve().parent.parent / "assets" / "report.css"
-PACKAGES = ("sysdpo", "torch", "transformers", "peft", "trl", "diffusers", "numpy")
 
 
 def write_report(config: Mapping[str, Any], method_folder: Path, overrides: Sequence[str] = ()) -> str:
@@ -56,7 +51,7 @@ def render(table: Table, figures: Sequence[Figure]) -> str:
         _section("Samples", gallery(table)),
         _section("Repeat a row", _commands(table)),
         _section("Configuration", _configs(table)),
-        _section("Environment of this report", _environment()),
+        _section("Environment of the runs", _environments(table)),
     ]
     return (
         "<!DOCTYPE html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
@@ -165,12 +160,20 @@ def _folded(heading: str, content: str) -> str:
     return f"<details><summary>{text(heading)}</summary><pre>{text(content)}</pre></details>"
 
 
-def _environment() -> str:
-    facts = {"python": sys.version.split()[0], "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "not installed"
-    facts["written"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"<dl class='pairs'>{''.join(f'<dt>{text(k)}</dt><dd>{text(v)}</dd>' for k, v in facts.items())}</dl>"
+def _environments(table: Table) -> str:
+    """What the runs wrote when they were opened, once for all that agree."""
+    found: dict[tuple[tuple[str, str], ...], list[tuple[str, str]]] = {}
+    for row in table.rows:
+        for seed, run in row.runs.items():
+            facts = dict(run.environment)
+            opened = facts.pop("opened", "")
+            if facts:
+                found.setdefault(tuple(facts.items()), []).append((f"{row.method}, seed {seed}", opened))
+    blocks = []
+    for facts_of_all, runs in found.items():
+        times = sorted({opened for _, opened in runs})
+        spent = times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"
+        made = {"runs": "; ".join(name for name, _ in runs), "opened": spent}
+        pairs = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in {**made, **dict(facts_of_all)}.items())
+        blocks.append(f"<dl class='pairs'>{pairs}</dl>")
+    return "".join(blocks)

@@ -2,14 +2,18 @@
 
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
+PACKAGES = ("sysdpo", "torch", "transformers", "peft", "trl", "diffusers", "numpy")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -31,6 +35,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
+def environment() -> dict[str, str]:
+    """The machine and the packages of this process, by name."""
+    facts = {"python": platform.python_version(), "platform": platform.platform(), "cpu cores": str(os.cpu_count())}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One row of a table under one seed."""
@@ -46,6 +61,12 @@ class RunFolder:
     def config(self) -> dict[str, Any] | None:
         file = self.path / "config.yaml"
         return OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else None  # type: ignore[return-value]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where the run was made, as it said when it was opened; {} for one that did not."""
+        file = self.path / "environment.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -66,8 +87,11 @@ class RunFolder:
     def is_finished(self, config: Mapping[str, Any]) -> bool:
         return self.metrics is not None and self.config == config
 
-    def open(self, config: Mapping[str, Any]) -> None:
-        """Make the folder ready for a run of `config`: go on with one of the same config, put another aside."""
+    def open(self, config: Mapping[str, Any], device: str = "") -> None:
+        """Make the folder ready for a run of `config`: go on with one of the same config, put another aside.
+
+        `environment.json` says where the run is made; it stays out of the config, which decides what is repeated.
+        """
         if self.config is not None and self.config != config:
             self._set_aside()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -75,6 +99,8 @@ class RunFolder:
         partial = file.with_name(".config.yaml.partial")
         partial.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
         os.replace(partial, file)
+        opened = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        write_json(self.path / "environment.json", {"opened": opened, "device": device, **environment()})
 
     def _set_aside(self) -> None:
         """Keep a run of another config beside this one: a result is never lost."""

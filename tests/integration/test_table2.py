@@ -70,6 +70,27 @@ def test_losses_start_at_ln_2_and_are_logged_by_component(table: Path) -> None:
     assert history_of(table / "sysdpo_psi1" / "seed=0")[2]["components/psi2/margin"] == 0.0
 
 
+def test_a_curve_over_training_starts_at_the_untrained_system_and_ends_at_the_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all rows and with the last weights kept, the last point of the curve is the figure of the table."""
+    common = ["scale=smoke", f"outputs={tmp_path}", "training.evaluate_every=2", "curve_rows=14"]
+    common += ["training.validate_every=0"]
+    assert train_in_process([*common, "method=sysdpo_sampling"], monkeypatch) == 0
+    data = tmp_path / "table2" / "smoke" / "data"
+    baselines = {path: path.stat().st_mtime_ns for path in data.glob("untrained-*.jsonl")}
+    assert len(baselines) == 1
+    assert train_in_process([*common, "method=sysdpo_psi2"], monkeypatch) == 0
+    assert {path: path.stat().st_mtime_ns for path in data.glob("untrained-*.jsonl")} == baselines
+    for method in ("sysdpo_sampling", "sysdpo_psi2"):
+        folder = tmp_path / "table2" / "smoke" / method / "seed=0"
+        curve = {line["step"]: line for line in history_of(folder) if "evaluation/wr_prompted" in line}
+        assert list(curve) == [0, 2, 3]
+        assert curve[0]["evaluation/wr_prompted"] == 50.0
+        for name in ("wr_prompted", "wr_chosen"):
+            assert curve[3][f"evaluation/{name}"] == metrics_of(folder)[name]["value"]
+
+
 def test_the_notebook_reads_the_runs(
     table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

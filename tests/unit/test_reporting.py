@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -121,6 +122,16 @@ def test_seeds_are_pooled_with_errors_clustered_by_row(root: Path, methods: Path
 def test_rows_are_shown_in_the_unit_of_the_table(root: Path) -> None:
     numbers = row_numbers(RunFolder(root / "ours" / "seed=0"), "rate")
     np.testing.assert_allclose(numbers, [0, 50, 100, 50], atol=1e-9)
+
+
+def test_numbers_that_are_in_the_unit_of_the_table_stay_as_they_are(tmp_path: Path, methods: Path) -> None:
+    # seed 0: 0 100 100 0, mean 50, squares 10000; seed 1: 100 100 100 0, mean 75, squares 7500;
+    # rows: 50 100 100 0, mean 62.5, squares 12.5^2 + 2 * 37.5^2 + 62.5^2 = 6875
+    write_run(tmp_path, "ours", 0, [0.0, 100.0, 100.0, 0.0], (50.0, math.sqrt(10000 / 12)))
+    write_run(tmp_path, "ours", 1, [100.0, 100.0, 100.0, 0.0], (75.0, math.sqrt(7500 / 12)))
+    table = table_of(tmp_path, methods)
+    assert vars(table.rows[0].cells["rate"]) == approximately(Cell(62.5, math.sqrt(6875 / 12), 4))
+    assert not any("cannot be matched" in note for note in table.notes)
 
 
 def test_a_row_without_a_preference_counts_where_it_has_one(tmp_path: Path, methods: Path) -> None:
@@ -344,7 +355,25 @@ def test_the_page_holds_table_samples_config_environment_and_commands(root: Path
     assert "D0" in words
     assert "python scripts/train.py -m experiment=pairs scale=tiny method=ours seed=0,1" in words
     assert "riddles" in words
-    assert "platform" in words
+
+
+def test_the_page_shows_the_machine_of_the_runs_and_not_of_the_report(root: Path, methods: Path) -> None:
+    for seed, cores in ((0, "64"), (1, "2")):
+        facts = {"opened": f"2020-01-0{seed + 1} 10:00 UTC", "platform": "Plan 9", "cpu cores": cores}
+        (root / "ours" / f"seed={seed}" / "environment.json").write_text(json.dumps(facts))
+    words = page_of(root, methods).words
+    assert words.count("Plan 9") == 2
+    assert {"64", "ours, seed 0", "2020-01-02 10:00 UTC"} <= set(words)
+    assert "torch" not in words  # the runs did not say it
+
+
+def test_a_run_says_where_it_is_made_when_it_is_opened(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "seed=0")
+    assert run.environment == {}
+    run.open({"beta": 0.1}, "an accelerator")
+    assert run.environment["device"] == "an accelerator"
+    assert run.environment["torch"] == version("torch")
+    assert run.config == {"beta": 0.1}
 
 
 def test_images_of_samples_are_part_of_the_page(root: Path, methods: Path) -> None:
