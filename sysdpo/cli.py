@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sysdpo.failures import explain, failed
+
 CONFIG = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -31,7 +33,6 @@ def prepare_environment() -> None:
 
 def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable[[], None]:
     """Wrap a task of one composed config as a command-line program; one job's mistake does not stop the others."""
-    process = os.getpid()
     mistakes: list[str] = []
 
     def report(error: Exception) -> None:
@@ -44,51 +45,38 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
 
     @functools.wraps(task)
     def job(config: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        from sysdpo.sweeps import is_collected
+
+        prepare_environment()  # a launcher's worker did not come through `main`
         try:
             return task(config)
         except Exception as error:
-            if os.getpid() != process:  # a launcher's worker: its failure is the launcher's to know
-                raise
+            if is_collected(HydraConfig.get()):
+                raise failed(error) from None
             report(error)
 
     def main() -> None:
         prepare_environment()
         import hydra
 
+        from sysdpo.sweeps import MultirunFailed, StudySweeper
+
         mistakes.clear()
+        StudySweeper.register()
         try:
             hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             raise SystemExit(130) from None
+        except MultirunFailed as failure:
+            for line in failure.lines:
+                print(f"error: {line}", file=sys.stderr)
+            raise SystemExit(failure.status) from None
         except Exception as error:
             report(error)
         if mistakes:
             raise SystemExit(2)
 
     return main
-
-
-def explain(error: BaseException) -> str | None:
-    """One line for a mistake in the config, a data set or a file; None for anything else, which is a bug."""
-    from hydra.errors import HydraException, InstantiationException, MissingConfigException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from sysdpo.errors import SettingError, nearest
-    from sysdpo.graph import GraphError
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, SettingError | GraphError):
-            return one_line(cause)
-        cause = cause.__cause__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}: {nearest(name, error.options)}"
-    if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
-        return one_line(error)
-    return None
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

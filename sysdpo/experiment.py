@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from sysdpo.data.records import PreferenceData
+from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
 from sysdpo.progress import progress
@@ -34,7 +35,7 @@ TRAINERS = ("joint", "separate")
 def run(config: DictConfig) -> dict[str, Any]:
     """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    for name in ("logger", "evaluation_batch_size"):  # who listens, how much at a time: no reason to run a row again
+    for name in ("logger", "study", "evaluation_batch_size"):  # who listens, how much at a time: nothing of the row
         resolved.pop(name, None)
     folder = RunFolder(Path(config.run_folder))
     if folder.is_finished(resolved):
@@ -63,10 +64,11 @@ def run(config: DictConfig) -> dict[str, Any]:
                 f"training.evaluate_every={settings.evaluate_every} needs a measure and evaluation rows; set it to 0."
             )
 
-    logger = _logger(config, resolved)
+    run_id = folder.run_id(resolved)
+    logger = _logger(config, resolved, run_id)
     succeeded = False
     try:
-        folder.open(resolved, device_name(system))
+        folder.open(resolved, run_id, device_name(system))
         metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
         if names:
             metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
@@ -78,9 +80,13 @@ def run(config: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def _logger(config: DictConfig, resolved: dict[str, Any]) -> Logger:
+def _logger(config: DictConfig, resolved: dict[str, Any], run_id: str) -> Logger:
+    if not config.get("logger"):
+        return Silent()
+    made = made_data(config)
+    data = made if made.exists() else config.dataset.get("path")
     # partial: the resolved config is content here, its `_target_`s are not to be built
-    return instantiate(config.logger, _partial_=True)(config=resolved) if config.get("logger") else Silent()
+    return instantiate(config.logger, _partial_=True)(config=resolved, run_id=run_id, data=data)
 
 
 def device_name(system: CompoundSystem) -> str:
@@ -121,18 +127,23 @@ def training_settings(config: DictConfig) -> TrainingSettings:
 
 
 def prepare_data(config: DictConfig, system: CompoundSystem, needs_intermediates: bool) -> PreferenceData:
-    """The run's data; what has to be made is kept under a name that is the hash of all it was made from."""
+    """The run's data; what has to be made is made once."""
     for name in sorted(OmegaConf.missing_keys(config.dataset)):
         raise SettingError(f"dataset.{name} is not set; give it on the command line: dataset.{name}=…")
     content: dict[str, Any] = OmegaConf.to_container(config.dataset, resolve=True)  # type: ignore[assignment]
-    made_by = _without_seed(OmegaConf.to_container(config.system, resolve=True))
-    folder = Path(config.data_folder) / f"{config.dataset.name}-{_digest(content, made_by)}"
     source = instantiate({k: v for k, v in content.items() if k != "name"})
     with untrained(system):
-        data = source.prepare(system, folder, needs_intermediates)
+        data = source.prepare(system, made_data(config), needs_intermediates)
     system.check_rows([pair.row(side) for pair in (*data.train, *data.validation) for side in ("chosen", "rejected")])
     system.check_rows(data.evaluation)
     return data
+
+
+def made_data(config: DictConfig) -> Path:
+    """Where data are kept that have to be made: under a name that is the hash of all they are made from."""
+    content = OmegaConf.to_container(config.dataset, resolve=True)
+    made_by = _without_seed(OmegaConf.to_container(config.system, resolve=True))
+    return Path(config.data_folder) / f"{config.dataset.name}-{_digest(content, made_by)}"
 
 
 def untrained(system: CompoundSystem) -> Any:
@@ -225,10 +236,12 @@ def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[di
         [[row[v.name] for v in system.graph.inputs] for row in rows],
     ]
     path = Path(config.data_folder) / f"untrained-{_digest(*made_by)}.jsonl"
-    if not path.exists():
-        with untrained(system):
-            outputs = generate(system, rows, config.seed, config.evaluation_batch_size, "evaluate the untrained system")
-        write_jsonl(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
+    with made_once(path, path) as missing:
+        if missing:
+            what = "evaluate the untrained system"
+            with untrained(system):
+                outputs = generate(system, rows, config.seed, config.evaluation_batch_size, what)
+            write_jsonl(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
     return read_jsonl(path)
 
 

@@ -16,7 +16,7 @@ from sysdpo.data.progression_prompts import ProgressionPrompt, make_prompts
 from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, Row, make_pairs, read_rows
 from sysdpo.data.sources import hold_out
-from sysdpo.data.storage import load_rows, save_rows
+from sysdpo.data.storage import load_rows, made_once, save_rows
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.sequences import Scorer, score_sequences
 from sysdpo.progress import progress
@@ -67,8 +67,9 @@ class Progressions:
             self.evaluation_prompts_per_attribute,
             self.seed,
         )
-        if not (folder / "card.json").exists():
-            self._build(system, train, evaluation, folder)
+        with made_once(folder, folder / "card.json") as missing:
+            if missing:
+                self._build(system, train, evaluation, folder)
         pairs = make_pairs(read_rows(folder / "train"), system.graph, needs_intermediates=needs_intermediates)
         held, kept = hold_out(pairs, self.validation)
         return PreferenceData(kept, held, [prompt.row() for prompt in evaluation])

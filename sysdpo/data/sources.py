@@ -15,7 +15,7 @@ from datasets import disable_progress_bars
 
 from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, Row, make_pairs, read_rows
-from sysdpo.data.storage import save_rows
+from sysdpo.data.storage import made_once, save_rows
 from sysdpo.data.verifiable import make_instructions
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.oracle import score
@@ -106,8 +106,9 @@ class VerifiableInstructions:
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
         final = _only_final(system)
-        if not (folder / "card.json").exists():
-            self._build(system, final, folder)
+        with made_once(folder, folder / "card.json") as missing:
+            if missing:
+                self._build(system, final, folder)
         train_rows, evaluation = read_rows(folder / "train"), read_rows(folder / "evaluation")
         pairs = make_pairs(train_rows, system.graph, needs_intermediates=needs_intermediates)
         held, kept = hold_out(pairs, self.validation)

@@ -1,15 +1,36 @@
 """Rows with texts, numbers, lists and images as `datasets` directories that open without this project."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, load_from_disk
 from datasets import Image as ImageFeature
+from filelock import FileLock
 from PIL import Image
 
 from sysdpo.errors import SettingError
+
+
+@contextmanager
+def made_once(path: Path, proof: Path) -> Iterator[bool]:
+    """Whether `path` is still to be made; meanwhile other processes that want it wait.
+
+    Args:
+        path: what jobs that run side by side share.
+        proof: exists once it is whole.
+    """
+    if proof.exists():
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):  # the system frees it if its holder is killed
+        yield not proof.exists()
+        if proof.exists():  # whoever still waits for this file will find that nothing is left to do
+            lock.unlink(missing_ok=True)
 
 
 def save_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -87,7 +88,12 @@ class RunFolder:
     def is_finished(self, config: Mapping[str, Any]) -> bool:
         return self.metrics is not None and self.config == config
 
-    def open(self, config: Mapping[str, Any], device: str = "") -> None:
+    def run_id(self, config: Mapping[str, Any]) -> str:
+        """The name by which others know the run of this config: kept when it goes on, new for another config."""
+        file = self.path / "run_id"
+        return file.read_text(encoding="utf-8").strip() if self.config == config and file.exists() else token_hex(8)
+
+    def open(self, config: Mapping[str, Any], run_id: str | None = None, device: str = "") -> None:
         """Make the folder ready for a run of `config`: go on with one of the same config, put another aside.
 
         `environment.json` says where the run is made; it stays out of the config, which decides what is repeated.
@@ -101,6 +107,8 @@ class RunFolder:
         os.replace(partial, file)
         opened = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         write_json(self.path / "environment.json", {"opened": opened, "device": device, **environment()})
+        if run_id is not None:
+            (self.path / "run_id").write_text(f"{run_id}\n", encoding="utf-8")
 
     def _set_aside(self) -> None:
         """Keep a run of another config beside this one: a result is never lost."""

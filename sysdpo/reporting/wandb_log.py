@@ -1,6 +1,7 @@
 """Weights & Biases beside the run folder: one run a job, offline unless asked otherwise."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +46,9 @@ class WandbLogger:
         group: what the dashboard groups by; `tags`: what it filters by.
         run_folder: its figures, samples and adapters become part of the run when it ends well.
         config: the resolved config.
+        run_id: by which W&B knows the run: one that goes on after an interruption is the same run; None: a new one.
+        data: folder or file of the data set, which becomes an artifact; one larger than `max_artifact_mb` (MB of
+            10^6 bytes) by its path only.
     """
 
     def __init__(
@@ -56,6 +60,9 @@ class WandbLogger:
         tags: Sequence[str],
         run_folder: str | Path,
         config: Mapping[str, Any],
+        run_id: str | None = None,
+        data: str | Path | None = None,
+        max_artifact_mb: float = 200,
     ) -> None:
         if mode not in MODES:
             raise SettingError(f"logger.mode: {nearest(mode, MODES)}")
@@ -63,6 +70,7 @@ class WandbLogger:
         import wandb
 
         self.wandb, self.files = wandb, RunFolder(Path(run_folder))
+        self.data, self.max_artifact_mb = Path(data) if data else None, max_artifact_mb
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.run = wandb.init(
             project=project,
@@ -70,6 +78,8 @@ class WandbLogger:
             dir=str(folder),
             group=group,
             name="/".join(self.files.path.parts[-2:]),
+            id=run_id,
+            resume="allow" if run_id else None,
             tags=list(tags),
             config=dict(config),
             reinit="create_new",  # a multirun has several jobs in one process: never two in one run
@@ -105,6 +115,19 @@ class WandbLogger:
             artifact = self.wandb.Artifact(f"{name}-adapters", type="model")
             artifact.add_dir(str(adapters))
             self.run.log_artifact(artifact)
+        if self.data and self.data.exists():
+            self._save_data(self.data)
+
+    def _save_data(self, path: Path) -> None:
+        artifact = self.wandb.Artifact(re.sub(r"[^\w.-]", "-", path.name), type="dataset")
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        if sum(file.stat().st_size for file in files) > self.max_artifact_mb * 1e6:
+            artifact.add_reference(path.resolve().as_uri(), checksum=False)
+        elif path.is_dir():
+            artifact.add_dir(str(path))
+        else:
+            artifact.add_file(str(path))
+        self.run.log_artifact(artifact)
 
     def _value(self, value: Any) -> Any:
         """A cell of the sample table: file names of images become one strip of them, other lists one text."""

@@ -1,0 +1,49 @@
+"""What a user reads of an exception: one line for a mistake, and for a bug where its traceback lies."""
+
+import traceback
+
+
+class JobFailed(Exception):
+    """A job's exception in a form that passes from a worker process to its launcher.
+
+    Args:
+        line: what the user should read; `is_mistake`: a setting is wrong (exit status 2), not a bug (1).
+        details: the traceback.
+    """
+
+    def __init__(self, line: str, is_mistake: bool, details: str) -> None:
+        super().__init__(line, is_mistake, details)
+        self.line, self.is_mistake, self.details = line, is_mistake, details
+
+
+def failed(error: Exception) -> JobFailed:
+    """What is passed on of a job's exception."""
+    line = explain(error)
+    details = "".join(traceback.format_exception(error))
+    return JobFailed(line or f"{type(error).__name__}: {one_line(error)}", line is not None, details)
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a mistake in the config, a data set or a file; None for anything else, which is a bug."""
+    from hydra.errors import HydraException, InstantiationException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from sysdpo.errors import SettingError, nearest
+    from sysdpo.graph import GraphError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SettingError | GraphError):
+            return one_line(cause)
+        cause = cause.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        extra = "; pip install 'sysdpo[launchers]' adds joblib and submitit" if group == "hydra/launcher" else ""
+        return f"{group}: {nearest(name, error.options)}{extra}"
+    if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
+        return one_line(error)
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

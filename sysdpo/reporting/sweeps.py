@@ -1,0 +1,259 @@
+"""The summary of a sweep, from its `sweep.json` and its run folders: `summary.csv` and one figure a metric.
+
+A heat map where two numeric settings vary, a line plot for one, points with error bars for none.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from sysdpo.reporting.figures import COLOURS, INK, MARKERS
+from sysdpo.reporting.pooling import Cell, figure
+from sysdpo.reporting.runs import RunFolder
+
+MAX_FACETS = 9
+"""More heat maps than this are one: the mean over the settings that would tell them apart."""
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
+
+Point = tuple[str, ...]  # values of some axes
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """One job: its values of the swept settings as text, its run, and why it failed, if it did."""
+
+    name: str
+    values: Mapping[str, str]
+    run: RunFolder
+    error: str | None
+
+    @property
+    def status(self) -> str:
+        return "failed" if self.error else "finished" if self.run.metrics is not None else "missing"
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """metric -> figure, of a finished job."""
+        if self.status != "finished":
+            return {}
+        return {name: cell for name in self.run.metrics or {} if (cell := figure(self.run, name)) is not None}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`metrics`: name -> heading; `axes`: setting -> short name, in the order in which they were given."""
+
+    name: str
+    experiment: str
+    scale: str
+    metrics: dict[str, str]
+    axes: dict[str, str]
+    jobs: list[SweepJob]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    jobs = [SweepJob(j["name"], j["values"], RunFolder(Path(j["folder"])), j["error"]) for j in content.pop("jobs")]
+    return Sweep(jobs=jobs, **content)
+
+
+def summarise(folder: Path) -> str:
+    """Write `summary.csv` and `figures/`; returns what a command prints."""
+    sweep = read_sweep(folder)
+    (folder / "summary.csv").write_text(as_csv(sweep), encoding="utf-8")
+    drawn = [path for metric in sweep.metrics if (path := draw(sweep, metric, folder / "figures"))]
+    finished = sum(job.status == "finished" for job in sweep.jobs)
+    files = ", ".join(str(path) for path in (folder / "summary.csv", *drawn))
+    return f"sweep {sweep.name}: {finished} of {len(sweep.jobs)} jobs finished; {files}"
+
+
+def as_csv(sweep: Sweep) -> str:
+    """One line a job: its settings, its status, each metric with standard error and number of rows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    figures = [f"{metric}{suffix}" for metric in sweep.metrics for suffix in ("", "_se", "_n")]
+    writer.writerow(["job", *sweep.axes, "method", "seed", "status", *figures, "best_step", "validation_margin", "error"])
+    for job in sweep.jobs:
+        metrics = (job.run.metrics or {}) if job.status == "finished" else {}
+        fields: list[Any] = [job.name, *(job.values.get(axis) for axis in sweep.axes)]
+        fields += [metrics.get("method"), metrics.get("seed"), job.status]
+        for metric in sweep.metrics:
+            cell = job.cells.get(metric)
+            fields += [cell.value, cell.se, cell.n] if cell else [None, None, None]
+        writer.writerow([*fields, metrics.get("best_step"), metrics.get("validation_margin"), job.error])
+    return text.getvalue()
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------
+
+
+def draw(sweep: Sweep, metric: str, folder: Path) -> Path | None:
+    """`<metric>.svg` and `.png`, over the finished jobs; returns the PNG's path, None where no job has the metric."""
+    cells = [(job.values, job.cells[metric]) for job in sweep.jobs if metric in job.cells]
+    axes = [axis for axis in sweep.axes if len({values.get(axis) for values, _ in cells}) > 1]
+    if not cells:
+        return None
+    numeric = [axis for axis in axes if all(_is_number(values.get(axis, "")) for values, _ in cells)]
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": metric}):
+        if len(numeric) >= 2:
+            canvas = _heat_maps(sweep, metric, cells, numeric[:2], [a for a in axes if a not in numeric[:2]])
+        else:
+            canvas = _lines(sweep, metric, cells, numeric, [axis for axis in axes if axis not in numeric])
+        folder.mkdir(parents=True, exist_ok=True)
+        canvas.savefig(folder / f"{metric}.svg", transparent=True, metadata={"Date": None})
+        canvas.savefig(folder / f"{metric}.png", dpi=160, facecolor="white")
+    return folder / f"{metric}.png"
+
+
+Cells = Sequence[tuple[Mapping[str, str], Cell]]
+
+
+def _heat_maps(sweep: Sweep, metric: str, cells: Cells, pair: Sequence[str], others: Sequence[str]) -> Canvas:
+    """One map for each combination of the other settings, all with one scale of colours."""
+    across, down = pair
+    facets = _combinations(cells, others)
+    note = ""
+    if len(facets) > MAX_FACETS:
+        note, others, facets = f", mean over {', '.join(sweep.axes[a] for a in others)}", [], [()]
+    xs, ys = _sorted(cells, across), _sorted(cells, down)
+    maps = [np.full((len(ys), len(xs)), math.nan) for _ in facets]
+    for grid, facet in zip(maps, facets, strict=True):
+        for row, column in np.ndindex(grid.shape):
+            wanted = dict(zip((across, down, *others), (xs[column], ys[row], *facet), strict=True))
+            found = [cell.value for values, cell in cells if all(values.get(k) == v for k, v in wanted.items())]
+            grid[row, column] = np.mean(found) if found else math.nan
+    columns = min(len(facets), 3)
+    rows = math.ceil(len(facets) / columns)
+    size = (1.6 + columns * (0.9 + 0.75 * len(xs)), 0.9 + rows * (0.9 + 0.55 * len(ys)))
+    canvas = Canvas(figsize=(max(size[0], 4.2), size[1]), layout="constrained")
+    panels = canvas.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    scale = Normalize(*_limits([value for grid in maps for value in grid.ravel()]))
+    places = 1 if scale.vmax is not None and abs(scale.vmax) >= 10 else 3
+    image = None
+    for panel, grid, facet in zip(panels, maps, facets, strict=False):
+        panel.spines[:].set_visible(False)
+        panel.tick_params(length=0)
+        panel.set_facecolor("#e8eaed")  # no finished job
+        image = panel.imshow(grid, norm=scale, cmap="cividis", aspect="auto", origin="lower")
+        panel.set_xticks(range(len(xs)), xs)
+        panel.set_yticks(range(len(ys)), ys)
+        if facet:
+            panel.set_title(", ".join(f"{sweep.axes[a]} = {v}" for a, v in zip(others, facet, strict=True)), fontsize=9)
+        for row, column in np.ndindex(grid.shape):
+            value = grid[row, column]
+            colour = INK if math.isnan(value) or scale(value) > 0.5 else "white"
+            text = "–" if math.isnan(value) else f"{value:.{places}f}"
+            panel.text(column, row, text, ha="center", va="center", color=colour)
+    for panel in panels[len(facets) :]:
+        panel.set_visible(False)
+    canvas.supxlabel(sweep.axes[across], fontsize=9)
+    canvas.supylabel(sweep.axes[down], fontsize=9)
+    if image is not None:
+        bar = canvas.colorbar(image, ax=panels.tolist(), label=sweep.metrics[metric])
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    canvas.suptitle(_title(sweep, metric, cells, note), fontsize=9)
+    return canvas
+
+
+def _lines(sweep: Sweep, metric: str, cells: Cells, numeric: Sequence[str], others: Sequence[str]) -> Canvas:
+    """Means over seeds against the numeric setting, a line for each combination of the others; without one, points."""
+    canvas = Canvas(figsize=(5.2, 3.9), layout="constrained")
+    panel = canvas.add_subplot()
+    lines = _combinations(cells, others) if numeric else [()]
+    along = list(numeric) or list(others)
+    positions = _sorted(cells, along[0]) if numeric else [", ".join(point) for point in _combinations(cells, others)]
+    for number, line in enumerate(lines):
+        xs: list[float] = []
+        means: list[float] = []
+        errors: list[float] = []
+        for place, position in enumerate(positions):
+            found = [
+                cell
+                for values, cell in cells
+                if (not numeric or tuple(values.get(a, "–") for a in others) == line)
+                and ", ".join(values.get(a, "–") for a in along) == position
+            ]
+            if found:
+                xs.append(float(position) if numeric else place)
+                means.append(float(np.mean([cell.value for cell in found])))
+                errors.append(_error(found))
+        label = ", ".join(line)
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "capsize": 3}
+        panel.errorbar(xs, means, errors, label=label, linestyle="-" if numeric else "none", markersize=5, **style)  # type: ignore[arg-type]
+    if numeric:
+        _value_axis(panel, [float(text) for text in positions], positions)
+    else:
+        panel.set_xticks(range(len(positions)), positions)
+        panel.margins(x=0.2)
+    panel.set_xlabel(", ".join(sweep.axes[a] for a in along))
+    panel.set_ylabel(sweep.metrics[metric])
+    if len(lines) > 1:
+        heading = ", ".join(sweep.axes[a] for a in others)
+        canvas.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8, title=heading)
+    canvas.suptitle(_title(sweep, metric, cells, ", ± standard error"), fontsize=9)
+    return canvas
+
+
+def _value_axis(panel: Axes, values: Sequence[float], texts: Sequence[str]) -> None:
+    """Ticks at the values that were tried, on a log scale where they span a factor of eight."""
+    if min(values) > 0 and max(values) >= 8 * min(values):
+        panel.set_xscale("log")
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.set_xticks(values, texts)
+
+
+def _error(cells: Sequence[Cell]) -> float:
+    """Standard error over seeds, where there are several; of one seed, over evaluation rows; 0 where unknown."""
+    if len(cells) > 1:
+        return float(np.std([cell.value for cell in cells], ddof=1) / math.sqrt(len(cells)))
+    return cells[0].se or 0.0
+
+
+def _title(sweep: Sweep, metric: str, cells: Cells, note: str) -> str:
+    seeds = {job.run.metrics["seed"] for job in sweep.jobs if metric in job.cells and job.run.metrics}
+    over = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    return f"{sweep.metrics[metric]}, {sweep.experiment} at {sweep.scale}, {over}{note}"
+
+
+def _combinations(cells: Cells, axes: Sequence[str]) -> list[Point]:
+    """The distinct values of some settings together, in the order in which jobs come."""
+    return list(dict.fromkeys(tuple(values.get(axis, "–") for axis in axes) for values, _ in cells))
+
+
+def _sorted(cells: Cells, axis: str) -> list[str]:
+    return sorted({values[axis] for values, _ in cells}, key=float)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    finite = [value for value in values if not math.isnan(value)]
+    low, high = min(finite), max(finite)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
