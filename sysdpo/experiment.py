@@ -19,7 +19,7 @@ from sysdpo.data.records import PreferenceData
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
-from sysdpo.progress import progress
+from sysdpo.progress import named, progress
 from sysdpo.reporting.runs import RunFolder, read_jsonl, write_json, write_jsonl
 from sysdpo.reporting.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
@@ -34,6 +34,11 @@ TRAINERS = ("joint", "separate")
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
+    with named(f"{config.method.name} {config.seed}"):
+        return _run(config)
+
+
+def _run(config: DictConfig) -> dict[str, Any]:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for name in ("logger", "study", "evaluation_batch_size"):  # who listens, how much at a time: nothing of the row
         resolved.pop(name, None)

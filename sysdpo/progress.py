@@ -2,11 +2,25 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+
+_job: ContextVar[str] = ContextVar("job", default="")
+
+
+@contextmanager
+def named(job: str) -> Iterator[None]:
+    """Inside, every bar says whose it is: jobs that run side by side share one terminal."""
+    token = _job.set(f"{job}: ")
+    try:
+        yield
+    finally:
+        _job.reset(token)
 
 
 class _Lines:
@@ -29,7 +43,7 @@ def bar(description: str, total: int | None, initial: int = 0, items: Iterable[A
     terminal = sys.stderr.isatty()
     return tqdm(
         items,
-        desc=description,
+        desc=_job.get() + description,
         total=total,
         initial=initial,
         file=sys.stderr if terminal else _Lines(),

@@ -11,11 +11,12 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from sysdpo.components.language_model import LanguageModel
 from sysdpo.errors import SettingError
+from sysdpo.progress import bar
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
 
@@ -102,12 +103,13 @@ def _train_one(
             save_strategy="no",
             report_to=[],
             logging_steps=1,
-            disable_tqdm=False,
+            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=component.codec.tokenizer,
         callbacks=[record],
     )
+    trainer.remove_callback(PrinterCallback)  # the record's bar says it
     trainer.train()
     for name in set(component.model.peft_config) - adapters:  # TRL keeps its reference as a second adapter
         component.model.delete_adapter(name)
@@ -116,10 +118,19 @@ def _train_one(
 
 
 class _Record(TrainerCallback):
-    """TRL's logged steps as lines of `metrics.jsonl`, with the component's name."""
+    """TRL's logged steps as lines of `metrics.jsonl`, with the component's name, and as a progress bar."""
 
     def __init__(self, path: Path, component: str) -> None:
         self.path, self.component = path, component
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = bar(f"train {self.component}", total=state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:

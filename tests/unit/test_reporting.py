@@ -370,7 +370,7 @@ def test_the_page_shows_the_machine_of_the_runs_and_not_of_the_report(root: Path
 def test_a_run_says_where_it_is_made_when_it_is_opened(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "seed=0")
     assert run.environment == {}
-    run.open({"beta": 0.1}, "an accelerator")
+    run.open({"beta": 0.1}, device="an accelerator")
     assert run.environment["device"] == "an accelerator"
     assert run.environment["torch"] == version("torch")
     assert run.config == {"beta": 0.1}
