@@ -6,6 +6,8 @@ SEEDS ?= 0
 # jobs side by side: small models use one core each better than two together; a large one wants the machine to itself
 JOBS ?= $(if $(filter paper,$(SCALE)),1,2)
 ARGS ?=
+SWEEP ?= beta
+EXPERIMENT ?= table2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -54,6 +56,23 @@ reproduce-table2: $(READY)  ## two LLMs in sequence: train every row, judge it, 
 
 report-table2: $(READY)  ## the table and figures of the runs that exist
 	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(ARGS)
+
+.PHONY: sweep-table1 sweep-table2 dashboard wandb-sync wandb-workspace
+
+sweep-table1: $(READY)  ## an ablation of Table 1's method: SWEEP=beta
+	$(RUN) scripts/train.py -m experiment=table1 $(COMMON) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
+
+sweep-table2: $(READY)  ## an ablation of Table 2's: SWEEP=beta|samples|diversity_penalty|strategies|single_sample|grid
+	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
+
+dashboard: $(READY)  ## browse the W&B runs under OUTPUTS in the terminal, without an account
+	$(VENV)/bin/wandb leet $(OUTPUTS)/wandb
+
+wandb-sync: $(READY)  ## upload the offline W&B runs under OUTPUTS (wandb login first)
+	cd $(OUTPUTS) && $(abspath $(VENV))/bin/wandb sync --yes
+
+wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|table2 (wandb login first)
+	$(RUN) scripts/wandb_workspace.py experiment=$(EXPERIMENT) $(COMMON) $(ARGS)
 
 .PHONY: reproduce-theory
 

@@ -45,6 +45,12 @@ def _run(config: DictConfig) -> dict[str, Any]:
     folder = RunFolder(Path(config.run_folder))
     if folder.is_finished(resolved):
         log.info("%s is finished: nothing to do", folder.path)
+        if (mark := _heard(config, folder)) and not mark.exists():  # killed while it was told, or a logger set since
+            logger = _logger(config, resolved, folder.run_id(resolved))
+            for line in folder.history:
+                logger.log(line)
+            logger.finish()
+            mark.touch()
         return folder.metrics or {}
     random.seed(config.seed)
     np.random.seed(config.seed)
@@ -82,7 +88,14 @@ def _run(config: DictConfig) -> dict[str, Any]:
         succeeded = True
     finally:
         logger.finish(succeeded)
+    if mark := _heard(config, folder):
+        mark.touch()
     return metrics
+
+
+def _heard(config: DictConfig, folder: RunFolder) -> Path | None:
+    """The file that says that the run's logger, if it has one, knows all of it."""
+    return folder.path / f".heard-{config.logger._target_.rsplit('.')[-1]}" if config.get("logger") else None
 
 
 def _logger(config: DictConfig, resolved: dict[str, Any], run_id: str) -> Logger:

@@ -93,7 +93,8 @@ def as_csv(sweep: Sweep) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = [f"{metric}{suffix}" for metric in sweep.metrics for suffix in ("", "_se", "_n")]
-    writer.writerow(["job", *sweep.axes, "method", "seed", "status", *figures, "best_step", "validation_margin", "error"])
+    own = ["best_step", "validation_margin"]
+    writer.writerow(["job", *sweep.axes, "method", "seed", "status", *figures, *own, "error"])
     for job in sweep.jobs:
         metrics = (job.run.metrics or {}) if job.status == "finished" else {}
         fields: list[Any] = [job.name, *(job.values.get(axis) for axis in sweep.axes)]
@@ -101,7 +102,7 @@ def as_csv(sweep: Sweep) -> str:
         for metric in sweep.metrics:
             cell = job.cells.get(metric)
             fields += [cell.value, cell.se, cell.n] if cell else [None, None, None]
-        writer.writerow([*fields, metrics.get("best_step"), metrics.get("validation_margin"), job.error])
+        writer.writerow([*fields, *(metrics.get(name) for name in own), job.error])
     return text.getvalue()
 
 
@@ -117,7 +118,7 @@ def draw(sweep: Sweep, metric: str, folder: Path) -> Path | None:
     numeric = [axis for axis in axes if all(_is_number(values.get(axis, "")) for values, _ in cells)]
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": metric}):
         if len(numeric) >= 2:
-            canvas = _heat_maps(sweep, metric, cells, numeric[:2], [a for a in axes if a not in numeric[:2]])
+            canvas = heat_maps(sweep, metric, cells, numeric[:2], [a for a in axes if a not in numeric[:2]])
         else:
             canvas = _lines(sweep, metric, cells, numeric, [axis for axis in axes if axis not in numeric])
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def draw(sweep: Sweep, metric: str, folder: Path) -> Path | None:
 Cells = Sequence[tuple[Mapping[str, str], Cell]]
 
 
-def _heat_maps(sweep: Sweep, metric: str, cells: Cells, pair: Sequence[str], others: Sequence[str]) -> Canvas:
+def heat_maps(sweep: Sweep, metric: str, cells: Cells, pair: Sequence[str], others: Sequence[str]) -> Canvas:
     """One map for each combination of the other settings, all with one scale of colours."""
     across, down = pair
     facets = _combinations(cells, others)
@@ -153,11 +154,14 @@ def _heat_maps(sweep: Sweep, metric: str, cells: Cells, pair: Sequence[str], oth
     image = None
     for panel, grid, facet in zip(panels, maps, facets, strict=False):
         panel.spines[:].set_visible(False)
-        panel.tick_params(length=0)
+        panel.tick_params(which="both", length=0)
         panel.set_facecolor("#e8eaed")  # no finished job
         image = panel.imshow(grid, norm=scale, cmap="cividis", aspect="auto", origin="lower")
         panel.set_xticks(range(len(xs)), xs)
         panel.set_yticks(range(len(ys)), ys)
+        panel.set_xticks(np.arange(1, len(xs)) - 0.5, minor=True)
+        panel.set_yticks(np.arange(1, len(ys)) - 0.5, minor=True)
+        panel.grid(which="minor", color="white", linewidth=1.5)
         if facet:
             panel.set_title(", ".join(f"{sweep.axes[a]} = {v}" for a, v in zip(others, facet, strict=True)), fontsize=9)
         for row, column in np.ndindex(grid.shape):

@@ -111,15 +111,15 @@ class WandbLogger:
             self.run.log({"samples": self.wandb.Table(columns=columns, data=rows)})
         adapters = self.files.path / "adapters"
         if adapters.is_dir():
-            name = f"{self.run.group}-{'-'.join(self.files.path.parts[-2:])}".replace("/", "-").replace("=", "-")
-            artifact = self.wandb.Artifact(f"{name}-adapters", type="model")
+            name = f"{self.run.group}-{'-'.join(self.files.path.parts[-2:])}-adapters"
+            artifact = self.wandb.Artifact(_artifact_name(name), type="model")
             artifact.add_dir(str(adapters))
             self.run.log_artifact(artifact)
         if self.data and self.data.exists():
             self._save_data(self.data)
 
     def _save_data(self, path: Path) -> None:
-        artifact = self.wandb.Artifact(re.sub(r"[^\w.-]", "-", path.name), type="dataset")
+        artifact = self.wandb.Artifact(_artifact_name(path.name), type="dataset")
         files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
         if sum(file.stat().st_size for file in files) > self.max_artifact_mb * 1e6:
             artifact.add_reference(path.resolve().as_uri(), checksum=False)
@@ -137,3 +137,8 @@ class WandbLogger:
             images = [Image.open(file).convert("RGB") for file in files]
             return self.wandb.Image(np.concatenate([np.asarray(image) for image in images], axis=1))
         return "\n".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _artifact_name(name: str) -> str:
+    """W&B allows letters, digits, `-`, `_` and `.`, 128 in all; the end of a name tells runs apart."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[-128:]

@@ -5,8 +5,8 @@ import json
 import os
 import signal
 import time
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,12 +14,7 @@ from PIL import Image
 from tests.integration.commands import start, train_in_process
 from tests.unit.test_wandb_log import stored
 
-GRID = {
-    (beta, k, penalty)
-    for beta in ("0.05", "0.1")
-    for k in ("2", "4")
-    for penalty in ("0", "10")
-}  # fmt: skip
+GRID = set(product(("0.05", "0.1"), ("2", "4"), ("0", "10")))
 TINY = ("scale=smoke", "training.steps=1", "training.validate_every=0")
 
 
@@ -75,16 +70,18 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyt
     assert len(ids) == 8
     assert {run["group"] for run in runs.values()} == {"table2/smoke/sweeps/grid"}
     assert {tuple(run["tags"]) for run in runs.values()} == {("sysdpo_sampling", "smoke")}
-    kinds = {kind for run in runs.values() for kind, _ in run["artifacts"]}
-    assert {"model", "dataset"} <= kinds
+    for run in runs.values():  # also that of the job that was killed while it told W&B of its results
+        assert {"model", "dataset", "run_table"} <= {kind for kind, _ in run["artifacts"]}
+        assert run["exit"] == 0
     logged = [line for line in runs[f"grid/{rows[0]['job']}"]["history"] if "components/psi1/margin" in line]
     assert [line["step"] for line in logged] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_in_worker_processes(launcher: str, tmp_path: Path) -> None:
     """Two workers at once: one set of data, two runs, and a job that fails stops nobody."""
-    arguments: list[Any] = [*TINY, "logger=none", f"outputs={tmp_path}", "beta=0.1,-1,0.2", f"hydra/launcher={launcher}"]
+    arguments = [*TINY, "logger=none", f"outputs={tmp_path}", "beta=0.1,-1,0.2", f"hydra/launcher={launcher}"]
     arguments += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     process = start("train.py", "-m", *arguments)
     _, errors = process.communicate(timeout=300)
@@ -95,7 +92,8 @@ def test_jobs_in_worker_processes(launcher: str, tmp_path: Path) -> None:
     assert line.startswith("error: training.beta=-1")
     assert f"(1 of 3 jobs; log: {log})" in line
     assert "SettingError" in log.read_text()
-    assert [(r["beta"], r["status"]) for r in summary(folder)] == [("0.1", "finished"), ("-1", "failed"), ("0.2", "finished")]
+    statuses = {row["beta"]: row["status"] for row in summary(folder)}
+    assert statuses == {"0.1": "finished", "-1": "failed", "0.2": "finished"}
     assert len(list(folder.glob("*/metrics.json"))) == 2
     data = folder.parents[1] / "data"
     assert len(list(data.glob("*/card.json"))) == len(list(data.glob("untrained-*.jsonl"))) == 1

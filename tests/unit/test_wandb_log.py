@@ -49,7 +49,7 @@ def stored(folder: Path) -> dict[str, dict[str, Any]]:
     """Run name -> what its file says."""
     wandb.teardown()  # its service writes behind our back; it has written all once it has stopped
     runs = {}
-    for path in folder.glob("wandb/offline-run-*/*.wandb"):
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         run: dict[str, Any] = {"history": [], "summary": {}, "artifacts": []}
         for record in records(path):
             kind = record.WhichOneof("record_type")
@@ -64,7 +64,8 @@ def stored(folder: Path) -> dict[str, dict[str, Any]]:
                 run["artifacts"].append((record.artifact.type, [e.path for e in record.artifact.manifest.contents]))
             elif kind == "exit":
                 run["exit"] = record.exit.exit_code
-        runs[run["name"]] = run
+        if "name" in run:  # its process was not killed before it wrote anything
+            runs[run["name"]] = run
     return runs
 
 
@@ -122,3 +123,33 @@ def test_an_unknown_mode_is_refused_before_anything_is_written(tmp_path: Path) -
     with pytest.raises(SettingError, match="did you mean 'offline'"):
         WandbLogger("project", "ofline", tmp_path, "g", [], tmp_path / "run", {})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_run_that_goes_on_is_the_same_run_and_its_data_are_an_artifact(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"x": 1}\n')
+    run_folder = tmp_path / "sweeps" / "grid" / "beta=0.1,seed=0"
+    (run_folder / "adapters" / "psi1").mkdir(parents=True)
+    (run_folder / "adapters" / "psi1" / "adapter.bin").write_bytes(b"weights")
+    for step, limit in ((1, 200.0), (2, 0.0)):
+        logger = WandbLogger("p", "offline", tmp_path, "grid", [], run_folder, {}, "0123abcd", data, limit)
+        logger.log({"step": step, "components/psi1/margin": 0.5})
+        logger.finish()
+    (run,) = stored(tmp_path).values()
+    folders = [path.name for path in tmp_path.glob("wandb/offline-run-*")]
+    assert {name.rsplit("-", 1)[1] for name in folders} == {"0123abcd"}
+    assert [paths for kind, paths in run["artifacts"] if kind == "dataset"] in ([["pairs.jsonl"]], [[data.as_uri()]])
+
+
+def test_the_workspace_shows_results_training_and_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb_workspaces")
+    from sysdpo.reporting.wandb_workspace import make_workspace, save_workspace
+
+    spec = make_workspace("me", "p", "n", {"wr_chosen": "WR-Chosen"}, ["psi1", "psi2"])._to_model().model_dump_json()
+    assert json.loads(spec)["entity"] == "me"
+    for text in ("wr_chosen.value", "rewards/margins", "components/psi1/margin", "components/psi2/margin"):
+        assert f'"{text}"' in spec
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", "/no/such/file")
+    with pytest.raises(SettingError, match="Log in with `wandb login`"):
+        save_workspace(None, "p", "n", {}, [])
