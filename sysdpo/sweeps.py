@@ -90,8 +90,8 @@ def plan(
     axes = [key for key in keys if len(texts[key]) > 1 and key != "seed"]
     short = short_names(axes)
     extra = [key for key in swept if key != "seed" and not any(key == o.key_or_group for grid in grids for o in grid)]
-    title = "+".join(([name] if name else []) + [short_names(extra)[key] for key in extra])
-    title = _plain(title or "seed") if is_sweep else None
+    together = "+".join(([name] if name else []) + [short_names(extra)[key] for key in extra])
+    title = _plain(together) if is_sweep else None
     fallback = [f"logger={logger}"] if is_sweep and logger and "logger" not in keys else []
     jobs: dict[str, Job] = {}
     for point in points:

@@ -116,7 +116,8 @@ def draw(sweep: Sweep, metric: str, folder: Path) -> Path | None:
     if not cells:
         return None
     numeric = [axis for axis in axes if all(_is_number(values.get(axis, "")) for values, _ in cells)]
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": metric}):
+    style: Any = {**STYLE, "svg.hashsalt": metric}
+    with matplotlib.rc_context(style):
         if len(numeric) >= 2:
             canvas = heat_maps(sweep, metric, cells, numeric[:2], [a for a in axes if a not in numeric[:2]])
         else:
@@ -175,7 +176,7 @@ def heat_maps(sweep: Sweep, metric: str, cells: Cells, pair: Sequence[str], othe
     canvas.supylabel(sweep.axes[down], fontsize=9)
     if image is not None:
         bar = canvas.colorbar(image, ax=panels.tolist(), label=sweep.metrics[metric])
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     canvas.suptitle(_title(sweep, metric, cells, note), fontsize=9)
     return canvas
 

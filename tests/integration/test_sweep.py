@@ -64,7 +64,7 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyt
         assert (folder / "figures" / f"{metric}.svg").exists()
 
     runs = stored(tmp_path)
-    ids = {path.name.rsplit("-", 1)[1] for path in tmp_path.glob("wandb/offline-run-*")}
+    ids = {path.name.split("-")[3] for path in tmp_path.glob("wandb/offline-run-*")}
     assert set(runs) == {f"grid/{row['job']}" for row in rows}
     assert ids == {(folder / row["job"] / "run_id").read_text().strip() for row in rows}
     assert len(ids) == 8

@@ -137,7 +137,7 @@ def test_a_run_that_goes_on_is_the_same_run_and_its_data_are_an_artifact(tmp_pat
         logger.finish()
     (run,) = stored(tmp_path).values()
     folders = [path.name for path in tmp_path.glob("wandb/offline-run-*")]
-    assert {name.rsplit("-", 1)[1] for name in folders} == {"0123abcd"}
+    assert {name.split("-")[3] for name in folders} == {"0123abcd"}
     assert [paths for kind, paths in run["artifacts"] if kind == "dataset"] in ([["pairs.jsonl"]], [[data.as_uri()]])
 
 
