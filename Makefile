@@ -7,7 +7,6 @@ SEEDS ?= 0
 JOBS ?= $(if $(filter paper,$(SCALE)),1,2)
 ARGS ?=
 SWEEP ?= beta
-EXPERIMENT ?= table2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -72,7 +71,7 @@ wandb-sync: $(READY)  ## upload the offline W&B runs under OUTPUTS (wandb login 
 	cd $(OUTPUTS) && $(abspath $(VENV))/bin/wandb sync --yes
 
 wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|table2 (wandb login first)
-	$(RUN) scripts/wandb_workspace.py experiment=$(EXPERIMENT) $(COMMON) $(ARGS)
+	$(RUN) scripts/wandb_workspace.py experiment=$(or $(filter-out all,$(EXPERIMENT)),table2) $(COMMON) $(ARGS)
 
 .PHONY: reproduce-theory
 
