@@ -47,9 +47,13 @@ def _run(config: DictConfig) -> dict[str, Any]:
         log.info("%s is finished: nothing to do", folder.path)
         if (mark := _heard(config, folder)) and not mark.exists():  # killed while it was told, or a logger set since
             logger = _logger(config, resolved, folder.run_id(resolved))
-            for line in folder.history:
-                logger.log(line)
-            logger.finish()
+            told = False
+            try:
+                for line in folder.history:
+                    logger.log(line)
+                told = True
+            finally:
+                logger.finish(told)
             mark.touch()
         return folder.metrics or {}
     random.seed(config.seed)
