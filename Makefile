@@ -78,6 +78,23 @@ wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|t
 reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of tables
 	$(RUN) scripts/theory.py outputs=$(OUTPUTS) $(ARGS)
 
+.PHONY: figures demo
+
+EXPERIMENT ?= all
+EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))
+
+figures: $(READY)  ## the paper's figures from the runs that exist: EXPERIMENT=table1|table2|all
+	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/figures.py experiment=$(e) $(COMMON) $(ARGS) &&) true
+
+ALIGNED_table1 = table1/$(SCALE)/sysdpo_direct/seed=0
+ALIGNED_table2 = table2/$(SCALE)/sysdpo_sampling/seed=0
+ALIGNED ?= $(OUTPUTS)/$(or $(ALIGNED_$(EXPERIMENT)),$(ALIGNED_table2))
+ASK ?=
+export ASK
+
+demo: $(READY)  ## an aligned run on your own prompt, before and after: ASK="…" EXPERIMENT=table1|table2 or ALIGNED=folder
+	@$(RUN) scripts/generate.py run=$(ALIGNED) $(if $(ASK),"ask=$$ASK") $(ARGS)
+
 test: $(READY) lint  ## everything but the slow and the GPU tier
 	$(RUN) -m pytest
 

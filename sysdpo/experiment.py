@@ -29,6 +29,9 @@ from sysdpo.training.separate import train_separately
 
 log = logging.getLogger(__name__)
 
+NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures")
+"""Who listens, how much at a time, how a report looks: no reason to run a row again."""
+
 TRAINERS = ("joint", "separate")
 
 
@@ -40,7 +43,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def _run(config: DictConfig) -> dict[str, Any]:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    for name in ("logger", "study", "evaluation_batch_size"):  # who listens, how much at a time: nothing of the row
+    for name in NOT_OF_THE_RUN:
         resolved.pop(name, None)
     folder = RunFolder(Path(config.run_folder))
     if folder.is_finished(resolved):

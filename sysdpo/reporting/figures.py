@@ -1,9 +1,11 @@
-"""Training dynamics from `metrics.jsonl`: one line a method, a band over its seeds (the paper's figures 6 and 7)."""
+"""An experiment's figures from its files: one line a method, a band over its seeds (the paper's figures 6 to 8)."""
 
 import io
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,11 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from sysdpo.reporting.tables import Table
+from sysdpo.errors import SettingError
+from sysdpo.reporting.pooling import pool, variables
+from sysdpo.reporting.runs import RunFolder
+from sysdpo.reporting.sheets import draw_sheet, sequence_lines
+from sysdpo.reporting.tables import Row, Table, make_table
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, without the two that vanish on white or black
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -26,30 +32,140 @@ MARGINS = {
     "rewards/margins": ("training_margin", "Reward margin on training batches"),
 }
 EVALUATION = "evaluation/"
+SEQUENCES = 6  # evaluation rows of a figure of image sequences
 
 Curve = list[tuple[float, float, float, float]]  # (update, mean, lowest, highest) over the seeds
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One plot: its file name without suffix, what it shows, and its SVG text."""
+    """One plot: its file name without suffix, what it shows, and its SVG text (None: too large for a page)."""
 
     name: str
     caption: str
-    svg: str
+    svg: str | None
 
 
-def draw_figures(table: Table, folder: Path) -> list[Figure]:
-    """Write `<name>.svg` and `<name>.png` for every quantity that a run has logged; nothing for one that none has."""
+@dataclass(frozen=True)
+class Drawn:
+    """Figures, and one line for each that lacks its input: what it needs, and the command that makes it."""
+
+    figures: list[Figure]
+    missing: list[str]
+
+
+def write_figures(config: Mapping[str, Any], method_folder: Path, overrides: Sequence[str] = ()) -> str:
+    """Draw every figure of an experiment under `<table_folder>/report/figures`.
+
+    Args: as for `make_table`, with `figures` of the experiment where it has some.
+
+    Returns:
+        The files and what is missing: what a command prints.
+    """
+    table = make_table(config, method_folder, overrides)
+    folder = Path(config["table_folder"]) / "report" / "figures"
+    drawn = draw_figures(table, config, folder)
+    lines = [f"{folder / figure.name}.svg  {figure.caption}" for figure in drawn.figures]
+    return "\n".join([*lines, *(f"not drawn: {line}" for line in drawn.missing)])
+
+
+def draw_figures(table: Table, config: Mapping[str, Any], folder: Path) -> Drawn:
+    """Write `<name>.svg` and `<name>.png` of the experiment's `figures`, of every other metric and of the margins.
+
+    Quantities that no run has logged are left out; the experiment's own figures are then named as missing.
+    """
+    figures: list[Figure] = []
+    missing: list[str] = []
+    specified: dict[str, Any] = dict(config.get("figures") or {})
+    for name, wanted in specified.items():
+        draw = {"curve": _curve_figure, "sweep": _sweep_figures, "sequences": _sequence_figure}
+        kind = next((kind for kind in draw if kind in wanted), None)
+        if kind is None:
+            raise SettingError(f"figures.{name}: it needs one of {', '.join(draw)}.")
+        found = draw[kind](table, config, name, wanted, folder)
+        figures += found.figures
+        missing += found.missing
+    drawn_already = {wanted.get("curve") for wanted in specified.values()}
     plots = {
-        f"{EVALUATION}{m}": (f"evaluation_{m}", f"{heading} over training") for m, heading in table.metrics.items()
+        f"{EVALUATION}{m}": (f"evaluation_{m}", f"{heading} over training")
+        for m, heading in table.metrics.items()
+        if m not in drawn_already
     }
-    drawn = []
     for key, (name, caption) in {**plots, **MARGINS}.items():
-        lines = curves(table, key)
-        if lines:
-            drawn.append(_draw(lines, table, key, name, caption, folder))
-    return drawn
+        if lines := curves(table, key):
+            figures.append(_draw(lines, table, key, name, caption, folder))
+    return Drawn(figures, missing)
+
+
+# ---- the figures that an experiment names ------------------------------------------------------------------------
+
+
+def _curve_figure(table: Table, config: Mapping[str, Any], name: str, wanted: Mapping[str, Any], folder: Path) -> Drawn:
+    """A metric over training: `curve` names it, `rows` the methods (all that have it, if not given)."""
+    rows = [row for row in table.rows if row.method in (wanted.get("rows") or [row.method])]
+    metric = wanted["curve"]
+    key = f"{EVALUATION}{metric}"
+    lines = curves(replace(table, rows=rows), key)
+    without = [row.method for row in rows if (row.method, None) not in lines]
+    missing = []
+    if not lines or (wanted.get("rows") and without):
+        every = max(1, int((config.get("training") or {}).get("steps", 4)) // 4)
+        seeds = sorted({seed for row in table.rows for seed in row.runs}) or [int(config.get("seed", 0))]
+        command = table.command(without or [row.method for row in rows], seeds, [f"training.evaluate_every={every}"])
+        missing = [f"{name}: {metric} over training of {', '.join(without)}. To fill in: {command}"]
+    return Drawn([_draw(lines, table, key, name, wanted["caption"], folder)] if lines else [], missing)
+
+
+def _sweep_figures(
+    table: Table, config: Mapping[str, Any], name: str, wanted: Mapping[str, Any], folder: Path
+) -> Drawn:
+    """A metric by job of a sweep: at the end with its standard error, and over training if that was logged."""
+    metric, root = wanted["metric"], Path(config["table_folder"]) / "sweeps" / wanted["sweep"]
+    rows = sweep_rows(root, metric)
+    if not rows:
+        return Drawn([], [f"{name}: the sweep {wanted['sweep']!r}. To fill in: {wanted['command']}"])
+    swept = replace(table, rows=rows)
+    figures = [_draw_ends(swept, metric, f"{name}_end", f"{wanted['caption']}, at the end", folder)]
+    key = f"{EVALUATION}{metric}"
+    if lines := curves(swept, key):
+        return Drawn([_draw(lines, swept, key, name, wanted["caption"], folder), *figures], [])
+    note = f"{name}: {metric} over training. To fill in: {wanted['command']} with training.evaluate_every set"
+    return Drawn(figures, [note])
+
+
+def sweep_rows(root: Path, metric: str) -> list[Row]:
+    """The finished jobs `root/*/`, those that differ in the seed alone as one row, named by their folder."""
+    groups: dict[str, dict[int, RunFolder]] = defaultdict(dict)
+    for path in sorted(root.glob("*/")):
+        run = RunFolder(path)
+        if run.metrics is not None:
+            label = re.sub(r"(^|[,; _-]+)seed=\d+", "", path.name).strip(",; _-") or path.name
+            groups[label][int((run.config or {}).get("seed", len(groups[label])))] = run
+    rows = []
+    for label, runs in groups.items():
+        cell, _ = pool(list(runs.values()), metric)
+        rows.append(Row(label, label, runs, {} if cell is None else {metric: cell}, {}))
+    return rows
+
+
+def _sequence_figure(
+    table: Table, config: Mapping[str, Any], name: str, wanted: Mapping[str, Any], folder: Path
+) -> Drawn:
+    """Image sequences of two rows of the table, with the fields of their records that hold captions and levels."""
+    by_method = {row.method: row for row in table.rows}
+    spec = wanted["sequences"]
+    before, after = by_method[spec["before"]], by_method[spec["after"]]
+    lines = sequence_lines(
+        before, after, variables(config, "input"), spec["captions"], spec["levels"], spec["metric"], SEQUENCES
+    )
+    if not lines:
+        command = table.command([row.method for row in (before, after)], [int(config.get("seed", 0))])
+        return Drawn([], [f"{name}: pictures of {before.method} and {after.method}. To fill in: {command}"])
+    draw_sheet(lines, folder / name)
+    return Drawn([Figure(name, wanted["caption"], None)], [])
+
+
+# ---- curves ------------------------------------------------------------------------------------------------------
 
 
 def curves(table: Table, key: str) -> dict[tuple[str, str | None], Curve]:
@@ -71,17 +187,7 @@ def _draw(
 ) -> Figure:
     order = [row.method for row in table.rows]  # a method keeps its colour whether or not others are there
     titles = {row.method: row.title for row in table.rows}
-    ylabel = table.metrics.get(key.removeprefix(EVALUATION), "reward margin")
-    style: Any = {
-        "svg.fonttype": "none",  # text stays text: small, searchable, and in the reader's colour
-        "svg.hashsalt": name,
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-    }
-    with matplotlib.rc_context(style):
-        canvas = Canvas(figsize=(5.2, 3.9), layout="constrained")
+    with _canvas(name) as canvas:
         axes = canvas.add_subplot()
         if key in MARGINS:
             axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
@@ -103,16 +209,54 @@ def _draw(
                 label=titles[method] if component is None else f"{titles[method]}, {component}",
             )
         axes.set_xlabel("update")
-        axes.set_ylabel(ylabel)
+        axes.set_ylabel(table.metrics.get(key.removeprefix(EVALUATION), "reward margin"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         canvas.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        text = io.StringIO()
-        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        folder.mkdir(parents=True, exist_ok=True)
-        canvas.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
-    svg = text.getvalue()
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    return Figure(name, f"{caption}; {_seeds(table, lines)}", svg)
+        svg = _save(canvas, folder, name)
+    remarks = [_seeds(table, lines)]
+    if key.startswith(EVALUATION) and (rows := _rows_a_point(table, lines)):
+        remarks.append(f"{rows} evaluation rows a point")
+    return Figure(name, "; ".join([caption, *remarks]), svg)
+
+
+def _draw_ends(table: Table, metric: str, name: str, caption: str, folder: Path) -> Figure:
+    """One point a row with its standard error."""
+    rows = [row for row in reversed(table.rows) if metric in row.cells]
+    with _canvas(name, 1.2 + 0.32 * len(rows)) as canvas:
+        axes = canvas.add_subplot()
+        for position, row in enumerate(rows):
+            cell = row.cells[metric]
+            colour = COLOURS[table.rows.index(row) % len(COLOURS)]
+            axes.errorbar(cell.value, position, xerr=cell.se, fmt="o", color=colour, capsize=3, markersize=5)
+        axes.set_yticks(range(len(rows)), [row.title for row in rows])
+        axes.margins(y=0.15)
+        axes.set_xlabel(table.metrics.get(metric, metric))
+        svg = _save(canvas, folder, name)
+    return Figure(name, f"{caption}; bars are standard errors over evaluation rows", svg)
+
+
+@contextmanager
+def _canvas(name: str, height: float = 3.9) -> Iterator[Canvas]:
+    style: Any = {
+        "svg.fonttype": "none",  # text stays text: small, searchable, and in the reader's colour
+        "svg.hashsalt": name,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    }
+    with matplotlib.rc_context(style):
+        yield Canvas(figsize=(5.2, height), layout="constrained")
+
+
+def _save(canvas: Canvas, folder: Path, name: str) -> str:
+    """The SVG text, after both files are written."""
+    text = io.StringIO()
+    canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    folder.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
+    (folder / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
+    return text.getvalue()
 
 
 def _seeds(table: Table, drawn: Iterable[tuple[str, str | None]]) -> str:
@@ -125,3 +269,14 @@ def _seeds(table: Table, drawn: Iterable[tuple[str, str | None]]) -> str:
 
 def _range(counts: Sequence[int]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _rows_a_point(table: Table, drawn: Iterable[tuple[str, str | None]]) -> str:
+    """How many of a run's evaluation rows, every n-th of them, were answered for each point of a curve."""
+    methods = {method for method, _ in drawn}
+    counts = set()
+    for run in (run for row in table.rows if row.method in methods for run in row.runs.values()):
+        rows, wanted = len(run.samples), (run.config or {}).get("curve_rows")
+        if rows and wanted:
+            counts.add(len(range(0, rows, max(1, rows // int(wanted)))))
+    return _range(sorted(counts)) if counts else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sysdpo.reporting.figures import INK, Figure, draw_figures
+from sysdpo.reporting.figures import INK, Drawn, Figure, draw_figures
 from sysdpo.reporting.gallery import gallery, text
 from sysdpo.reporting.tables import (
     Row,
@@ -36,18 +36,18 @@ def write_report(config: Mapping[str, Any], method_folder: Path, overrides: Sequ
     table = make_table(config, method_folder, overrides)
     folder = Path(config["table_folder"]) / "report"
     write_table(table, folder)
-    figures = draw_figures(table, folder / "figures")
-    (folder / "index.html").write_text(render(table, figures), encoding="utf-8")
+    drawn = draw_figures(table, config, folder / "figures")
+    (folder / "index.html").write_text(render(table, drawn), encoding="utf-8")
     return f"{as_markdown(table)}\n{folder / 'index.html'}"
 
 
-def render(table: Table, figures: Sequence[Figure]) -> str:
+def render(table: Table, drawn: Drawn) -> str:
     """The whole page."""
     sections = [
         f"<header><h1>{text(table.title)}</h1><p class='muted'>{text(table.caption)}</p></header>",
         _results(table),
         _section("By group", _breakdowns(table)),
-        _section("Training", "".join(map(_figure, figures)), "figures"),
+        _section("Figures", _figures(drawn)),
         _section("Samples", gallery(table)),
         _section("Repeat a row", _commands(table)),
         _section("Configuration", _configs(table)),
@@ -123,8 +123,15 @@ def _breakdowns(table: Table) -> str:
     return "".join(blocks)
 
 
-def _figure(figure: Figure) -> str:
-    svg = figure.svg[figure.svg.index("<svg") :]
+def _figures(drawn: Drawn) -> str:
+    shown = "".join(_figure(figure, figure.svg) for figure in drawn.figures if figure.svg is not None)
+    missing = "".join(f"<li>{text(line)}</li>" for line in drawn.missing)
+    folded = f"<details><summary>Figures that lack their input</summary><ul class='notes'>{missing}</ul></details>"
+    return (f"<div class='figures'>{shown}</div>" if shown else "") + (folded if missing else "")
+
+
+def _figure(figure: Figure, drawing: str) -> str:
+    svg = drawing[drawing.index("<svg") :]
     # several drawings in one page: their ids must differ; and text takes the page's colour, light or dark
     svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
     svg = svg.replace("url(#", f"url(#{figure.name}-").replace('href="#', f'href="#{figure.name}-')

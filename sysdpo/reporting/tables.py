@@ -39,11 +39,11 @@ class Table:
     notes: list[str]
     overrides: tuple[str, ...]
 
-    def command(self, methods: Sequence[str], seeds: Sequence[int]) -> str:
-        """The command that trains and judges these rows under these seeds."""
+    def command(self, methods: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> str:
+        """The command that trains and judges these rows under these seeds, with further settings."""
         values = [f"method={','.join(methods)}", f"seed={','.join(map(str, seeds))}"]
         several = ["-m"] if len(methods) * len(seeds) > 1 else []
-        return shlex.join(["python", "scripts/train.py", *several, *self.overrides, *values])
+        return shlex.join(["python", "scripts/train.py", *several, *self.overrides, *settings, *values])
 
 
 def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequence[str] = ()) -> Table:

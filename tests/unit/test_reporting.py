@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from sysdpo.errors import SettingError
-from sysdpo.reporting.figures import curves
+from sysdpo.reporting.figures import curves, sweep_rows, write_figures
 from sysdpo.reporting.gallery import text
 from sysdpo.reporting.page import write_report
 from sysdpo.reporting.pooling import Cell, row_numbers
@@ -291,6 +291,74 @@ def test_evaluations_during_training_are_drawn_where_there_are_some(root: Path, 
     write_report(settings(root), methods)
     drawn = {file.name for file in (root / "report" / "figures").iterdir()}
     assert drawn == {f"{name}.{kind}" for name in ("evaluation_rate", "training_margin") for kind in ("svg", "png")}
+
+
+def specified(root: Path, methods: Path, **figures: Any) -> str:
+    return write_figures({**settings(root), "figures": figures}, methods, ["scale=tiny"])
+
+
+def test_a_figure_of_the_experiment_replaces_the_metric_s_own(root: Path, methods: Path) -> None:
+    write_run(root, "absent", 0, [1.5] * 4, history=[{"step": s, "evaluation/rate": 50.0 + s} for s in (0, 5)])
+    printed = specified(root, methods, figure_9={"curve": "rate", "caption": "Nine"})
+    drawn = {file.name for file in (root / "report" / "figures").iterdir()}
+    assert drawn == {f"{name}.{kind}" for name in ("figure_9", "training_margin") for kind in ("svg", "png")}
+    assert "Nine; one seed" in printed
+    assert "not drawn" not in printed
+
+
+def test_rows_that_were_not_measured_during_training_are_named_with_their_command(root: Path, methods: Path) -> None:
+    write_run(root, "absent", 0, history=[{"step": 0, "evaluation/rate": 50.0}])
+    printed = specified(root, methods, figure_9={"curve": "rate", "rows": ["ours", "absent"], "caption": "Nine"})
+    note = next(line for line in printed.splitlines() if line.startswith("not drawn"))
+    assert "rate over training of ours." in note
+    assert note.endswith("experiment=pairs scale=tiny training.evaluate_every=1 method=ours seed=0,1")
+    assert (root / "report" / "figures" / "figure_9.png").exists()  # what there is, is drawn
+
+
+def test_a_curve_says_how_many_rows_a_point_rests_on(root: Path, methods: Path) -> None:
+    # 4 evaluation rows with curve_rows=2: every second row
+    write_run(root, "absent", 0, [1.5] * 4, history=[{"step": 0, "evaluation/rate": 50.0}], curve_rows=2)
+    assert "; 2 evaluation rows a point" in specified(root, methods, nine={"curve": "rate", "caption": "Nine"})
+
+
+def test_jobs_of_a_sweep_that_differ_in_the_seed_alone_are_one_row(root: Path, methods: Path) -> None:
+    sweep = root / "sweeps" / "pure"
+    sweep.mkdir(parents=True)
+    for seed in (0, 1):
+        write_run(root / "jobs", "ours", seed, PREFERENCES[seed], FIGURES[seed]).rename(sweep / f"k=2,seed={seed}")
+    (sweep / "k=4,seed=0").mkdir()  # not finished
+    (row,) = sweep_rows(sweep, "rate")
+    assert (row.title, list(row.runs)) == ("k=2", [0, 1])
+    assert vars(row.cells["rate"]) == approximately(POOLED)
+    spec = {"metric": "rate", "caption": "Eight", "command": "make it"}
+    printed = specified(root, methods, a={"sweep": "pure", **spec}, b={"sweep": "other", **spec})
+    assert (root / "report" / "figures" / "a_end.svg").exists()
+    assert "not drawn: b: the sweep 'other'. To fill in: make it" in printed
+
+
+def test_image_sequences_stand_beside_each_other_with_captions_and_levels(root: Path, methods: Path) -> None:
+    for method in ("ours", "plain"):
+        folder = root / method / "seed=0" / "samples"
+        Image.new("RGB", (64, 32), "orange").save(folder / "0.png")
+        captions = [f"{method} <low>\x08", f"{method} $high$"]
+        drawn = {"question": "More & more", "captions": captions, "levels": [0.25, 0.75], "picture": "0.png"}
+        nothing = {"question": "Less", "captions": [], "levels": [], "picture": None}
+        records = [{**drawn, "rate": 1.0}, {**nothing, "rate": 1.0}]
+        (folder / "evaluation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    spec = {"before": "plain", "after": "ours", "captions": "captions", "levels": "levels", "metric": "rate"}
+    specified(root, methods, g={"sequences": spec, "caption": "G"})
+    assert Image.open(root / "report" / "figures" / "g.png").width > 500
+    drawing = ElementTree.parse(root / "report" / "figures" / "g.svg").getroot()
+    words = " ".join("".join(node.itertext()) for node in drawing.iter() if node.tag.endswith("text"))
+    for part in ("More & more", "Less", "plain <low>", "ours $high$", "0.25", "0.75", "nothing was drawn"):
+        assert part in words, part
+    assert words.index("plain <low>") < words.index("ours <low>")
+    assert sum(node.tag.endswith("image") for node in drawing.iter()) == 2
+
+
+def test_a_figure_of_no_known_kind_is_refused(root: Path, methods: Path) -> None:
+    with pytest.raises(SettingError, match=r"figures\.g: it needs one of curve, sweep, sequences"):
+        specified(root, methods, g={"caption": "G"})
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------
