@@ -3,9 +3,10 @@
 import functools
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,16 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
             raise SystemExit(2)
 
     return main
+
+
+def as_text(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+    """Quote the values of these keys for Hydra, so that a sentence with commas or braces stays one text."""
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in names and value and value[0] not in "'\"":
+            escaped = re.sub(r"(\\*)'", r"\1\1\'", value)  # a backslash counts before a quote only
+            escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+            value = f"'{escaped}'"
+        quoted.append(f"{key}{equals}{value}")
+    return quoted

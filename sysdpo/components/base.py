@@ -121,3 +121,7 @@ class Component(nn.Module):
     def save(self, folder: str) -> None:
         """Write the trained weights in the layout of the library they belong to (PEFT, diffusers)."""
         raise NotImplementedError
+
+    def load(self, folder: str) -> None:
+        """Take the trained weights that `save` wrote; the reference stays as it is."""
+        raise NotImplementedError

@@ -10,8 +10,8 @@ import torch
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
@@ -192,6 +192,15 @@ class Diffusion(Component):
             unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet)),
             unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),
         )
+
+    def load(self, folder: str) -> None:
+        if not self.has_lora:
+            trained = UNet2DConditionModel.from_pretrained(str(Path(folder) / "unet"))
+            self.unet.load_state_dict(trained.state_dict())
+            return
+        state, *_ = StableDiffusionLoraLoaderMixin.lora_state_dict(folder)
+        of_unet = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
+        set_peft_model_state_dict(self.unet, convert_unet_state_dict_to_peft(of_unet))
 
     # ---- the denoiser --------------------------------------------------------------------------------------------
 

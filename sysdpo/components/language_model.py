@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -213,6 +213,13 @@ class LanguageModel(Component):
 
     def save(self, folder: str) -> None:
         self.model.save_pretrained(folder)
+
+    def load(self, folder: str) -> None:
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, load_peft_weights(folder, device=str(self.device)))
+        else:
+            trained = type(self.causal_lm).from_pretrained(folder, dtype=self.causal_lm.dtype)
+            self.model.load_state_dict(trained.state_dict())
 
 
 @contextmanager

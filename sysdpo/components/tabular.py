@@ -124,6 +124,10 @@ class Tabular(Component):
     def save(self, folder: str) -> None:
         torch.save(self.state_dict(), f"{folder}/table.pt")
 
+    def load(self, folder: str) -> None:
+        state = torch.load(f"{folder}/table.pt", map_location=self.logits.device, weights_only=True)
+        self.logits.data.copy_(state["logits"])
+
 
 class _OneTokenModel(nn.Module):
     """The table in the clothes of a causal language model: the prompt is a row's number, the next token a value.

@@ -48,3 +48,6 @@ class Tool(Component):
 
     def save(self, folder: str) -> None:
         """Nothing was trained."""
+
+    def load(self, folder: str) -> None:
+        """Nothing was trained."""

@@ -48,3 +48,11 @@ def save_components(system: CompoundSystem, names: list[str], folder: Path) -> N
         getattr(system.components, name).save(str(partial))
         shutil.rmtree(folder / name, ignore_errors=True)
         partial.rename(folder / name)
+
+
+def load_components(system: CompoundSystem, folder: Path) -> list[str]:
+    """Give the components the weights that `save_components` wrote; returns the names of those that have some."""
+    found = [name for name in system.components if (folder / name).is_dir()]
+    for name in found:
+        system.component(name).load(str(folder / name))
+    return found
