@@ -109,9 +109,10 @@ def _curve_figure(table: Table, config: Mapping[str, Any], name: str, wanted: Ma
     without = [row.method for row in rows if (row.method, None) not in lines]
     missing = []
     if not lines or (wanted.get("rows") and without):
-        every = max(1, int((config.get("training") or {}).get("steps", 4)) // 4)
         seeds = sorted({seed for row in table.rows for seed in row.runs}) or [int(config.get("seed", 0))]
-        command = table.command(without or [row.method for row in rows], seeds, [f"training.evaluate_every={every}"])
+        command = table.command(
+            without or [row.method for row in rows], seeds, [f"training.evaluate_every={_every(config)}"]
+        )
         missing = [f"{name}: {metric} over training of {', '.join(without)}. To fill in: {command}"]
     return Drawn([_draw(lines, table, key, name, wanted["caption"], folder)] if lines else [], missing)
 
@@ -122,15 +123,22 @@ def _sweep_figures(
     """A metric by job of a sweep: at the end with its standard error, and over training if that was logged."""
     metric, root = wanted["metric"], Path(config["table_folder"]) / "sweeps" / wanted["sweep"]
     rows = sweep_rows(root, metric)
+    outputs = [f"OUTPUTS={config['outputs']}"] if config.get("outputs", "outputs") != "outputs" else []
+    command = " ".join([wanted["command"], f"SCALE={table.scale}", *outputs])
     if not rows:
-        return Drawn([], [f"{name}: the sweep {wanted['sweep']!r}. To fill in: {wanted['command']}"])
+        return Drawn([], [f"{name}: the sweep {wanted['sweep']!r}. To fill in: {command}"])
     swept = replace(table, rows=rows)
     figures = [_draw_ends(swept, metric, f"{name}_end", f"{wanted['caption']}, at the end", folder)]
     key = f"{EVALUATION}{metric}"
     if lines := curves(swept, key):
         return Drawn([_draw(lines, swept, key, name, wanted["caption"], folder), *figures], [])
-    note = f"{name}: {metric} over training. To fill in: {wanted['command']} with training.evaluate_every set"
-    return Drawn(figures, [note])
+    command += f" ARGS=training.evaluate_every={_every(config)}"
+    return Drawn(figures, [f"{name}: {metric} over training. To fill in: {command}"])
+
+
+def _every(config: Mapping[str, Any]) -> int:
+    """Updates between points, so that a curve has about five."""
+    return max(1, int((config.get("training") or {}).get("steps", 4)) // 4)
 
 
 def sweep_rows(root: Path, metric: str) -> list[Row]:
@@ -236,7 +244,7 @@ def _draw_ends(table: Table, metric: str, name: str, caption: str, folder: Path)
 
 
 @contextmanager
-def _canvas(name: str, height: float = 3.9) -> Iterator[Canvas]:
+def _canvas(name: str, height: float = 3.7) -> Iterator[Canvas]:
     style: Any = {
         "svg.fonttype": "none",  # text stays text: small, searchable, and in the reader's colour
         "svg.hashsalt": name,
@@ -246,7 +254,7 @@ def _canvas(name: str, height: float = 3.9) -> Iterator[Canvas]:
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     }
     with matplotlib.rc_context(style):
-        yield Canvas(figsize=(5.2, height), layout="constrained")
+        yield Canvas(figsize=(4.7, height), layout="constrained")
 
 
 def _save(canvas: Canvas, folder: Path, name: str) -> str:

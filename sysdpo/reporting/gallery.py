@@ -54,16 +54,38 @@ class _Side:
         names = [name for name in self.names[role] if name in record]
         if role == "final" and not names:  # images are kept as one picture beside the record, under a name of its own
             names = [name for name, value in record.items() if self.run.image(value)]
-        return "".join(_value(record[name], self.run, kind) for name in names) or f"<div class='{kind}'>–</div>"
+        shown = "".join(_value(record[name], self.run, kind) for name in names)
+        if role == "final" and shown:
+            shown += self.legend(index)
+        return shown or f"<div class='{kind}'>–</div>"
+
+    def aligned(self, index: int) -> list[str]:
+        """The record's lists of one length, beside a picture: they say one thing of each image in it."""
+        record = self.records[index]
+        lists = {name: value for name, value in record.items() if isinstance(value, list) and len(value) > 1}
+        lists = {name: value for name, value in lists.items() if not any(self.run.image(item) for item in value)}
+        pictured = any(self.run.image(value) for value in record.values())
+        return list(lists) if pictured and len({len(value) for value in lists.values()}) == 1 else []
+
+    def legend(self, index: int) -> str:
+        """Under a picture of several images, what is known of each: numbers first, then texts."""
+        lists = [self.records[index][name] for name in self.aligned(index)]
+        lists.sort(key=lambda values: isinstance(values[0], str))
+        cells = "".join(
+            f"<div>{''.join(f'<p>{text(_short(item))}</p>' for item in items)}</div>"
+            for items in zip(*lists, strict=True)
+        )
+        return f"<div class='legend'>{cells}</div>" if cells else ""
 
     def facts(self, table: Table, index: int) -> dict[str, str]:
         """What else the record says, beside variables, pictures, metrics and what those compare with."""
         known = {name for names in self.names.values() for name in names} | set(table.metrics)
+        known |= set(self.aligned(index))
         facts = {}
         for key, value in self.records[index].items():
             if key not in known and not key.startswith("reference_") and self.run.image(value) is None:
                 values = value if isinstance(value, list) else [value]
-                facts[key] = ", ".join(f"{item:.3f}" if isinstance(item, float) else str(item) for item in values)
+                facts[key] = ", ".join(map(_short, values))
         return facts
 
 
@@ -122,7 +144,8 @@ def _references(front: list[_Side], table: Table, index: int) -> str:
     ]
     if not found:
         return ""
-    return f"<details><summary>Compared with</summary><div class='sides'>{''.join(found)}</div></details>"
+    opened = " open" if len(front) == 1 else ""  # no row before alignment beside it: this is the other side
+    return f"<details{opened}><summary>Compared with</summary><div class='sides'>{''.join(found)}</div></details>"
 
 
 # ---- values ------------------------------------------------------------------------------------------------------
@@ -137,6 +160,10 @@ def _value(value: Any, run: RunFolder, kind: str) -> str:
     if values and all(pictures):
         return f"<div class='strip'>{''.join(p for p in pictures if p)}</div>"
     return f"<div class='{kind}'>{text(chr(10).join(map(str, values)))}</div>"
+
+
+def _short(item: Any) -> str:
+    return f"{item:.3f}" if isinstance(item, float) else str(item)
 
 
 def _picture(value: Any, run: RunFolder) -> str | None:

@@ -19,7 +19,7 @@ from PIL import Image
 from sysdpo.reporting.runs import RunFolder
 from sysdpo.reporting.tables import Row
 
-STYLE: Mapping[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "sheet", "font.size": 8}
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "sheet", "font.size": 8}
 CELL = 4.6  # inches
 LINE = 0.145  # inches of one line of small text
 WRAP, SMALLEST = 78, 14  # characters across a cell; of the narrowest caption
@@ -48,7 +48,7 @@ def draw_sheet(lines: Sequence[Line], stem: Path) -> list[Path]:
     """Write `<stem>.png` and `<stem>.svg`; returns their paths."""
     columns = max(len(line.strips) for line in lines)
     heights = [_height(line) for line in lines]
-    with matplotlib.rc_context(dict(STYLE)), warnings.catch_warnings():
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a script that the font lacks is shown as boxes
         canvas = Canvas(figsize=(CELL * columns, sum(heights)))
         top = sum(heights)

@@ -257,7 +257,7 @@ def show(table: Table, row: Row, metric: str) -> str:
 def show_paper(table: Table, row: Row, metric: str) -> str:
     if metric not in row.paper:
         return "–"
-    return f"{row.paper[metric]:.1f}" if decimals(table, metric) == 1 else f"{row.paper[metric]:g}"
+    return f"{row.paper[metric]:.1f}" if decimals(table, metric) == 1 else f"{row.paper[metric]:.2f}"
 
 
 def decimals(table: Table, metric: str) -> int:
