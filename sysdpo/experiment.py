@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.data.records import PreferenceData
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError, nearest
@@ -63,6 +64,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
 
+    check_models(config)
     objective = instantiate(config.objective)
     measure = instantiate(config.evaluation)
     system = build_system(config)
@@ -119,6 +121,31 @@ def device_name(system: CompoundSystem) -> str:
     if system.device.type == "cuda":
         return torch.cuda.get_device_name(system.device)
     return f"{system.device.type}, {torch.get_num_threads()} threads"
+
+
+def check_models(config: DictConfig) -> None:
+    """Refuse a run whose models cannot be had, before the first of them is loaded."""
+    for repository in hub_models(config):
+        check_available(repository)
+
+
+def hub_models(config: DictConfig) -> list[str]:
+    """The hub ids of all pretrained models that the system and its data need."""
+    found: dict[str, None] = {}
+
+    def walk(content: Any) -> None:
+        if isinstance(content, Mapping):
+            name = content.get("pretrained")
+            if isinstance(name, str) and content.get("weights") == "pretrained" and "/" in name and is_hub_id(name):
+                found[name] = None
+            content = list(content.values())
+        if isinstance(content, list):
+            for value in content:
+                walk(value)
+
+    for part in (config.system.components, config.dataset):
+        walk(OmegaConf.to_container(part, resolve=True))
+    return list(found)
 
 
 def build_system(config: DictConfig) -> CompoundSystem:

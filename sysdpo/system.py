@@ -160,6 +160,7 @@ class CompoundSystem(nn.Module):
                 terms = component.reference_log_prob(values, calls)  # never updated: policy and reference agree
             else:
                 terms = getattr(component, quantity)(values, calls)
+            terms = terms.to(self.device)  # components may live on several
             index = torch.tensor([row for row, _ in owners], device=terms.device)
             output[variable.name] = terms.new_zeros(len(rows)).index_add(0, index, terms)
         return output

@@ -18,6 +18,7 @@ from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.conditioning import CachedCaptions, CaptionEncoder
 from sysdpo.components.denoising import Bound, mean_by_name
 from sysdpo.components.images import Codec, to_pixels
+from sysdpo.components.pretrained import shapes_only
 from sysdpo.errors import SettingError
 from sysdpo.objectives import denoising_log_ratio
 
@@ -233,7 +234,7 @@ def _add_lora(unet: UNet2DConditionModel, lora: Mapping[str, Any], seed: int) ->
     settings = dict(lora)
     try:
         config = LoraConfig(**settings)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), shapes_only(unet.device):
             torch.manual_seed(seed)
             unet.add_adapter(config)
     except (TypeError, ValueError) as error:

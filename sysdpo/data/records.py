@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+from datasets import load_dataset
+
 from sysdpo.data.storage import load_rows
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
@@ -41,6 +44,17 @@ def read_rows(path: str | Path) -> list[Row]:
     if not rows:
         raise SettingError(f"dataset.path={path}: the data set is empty.")
     return rows
+
+
+def fetch_rows(repository: str) -> list[Row]:
+    """The split `train` of a data set on the hub, from this machine's cache where it was fetched before."""
+    try:
+        return [dict(row) for row in load_dataset(repository, split="train")]
+    except (OSError, ValueError, httpx.HTTPError) as error:  # not found, no network, no such split
+        raise SettingError(
+            f"dataset.hub={repository!r}: cannot be fetched ({type(error).__name__}); connect to the hub once, or "
+            "download it and set dataset.path to a JSONL file with the same columns."
+        ) from error
 
 
 def _parse_lines(path: Path) -> Iterable[Row]:
@@ -113,7 +127,7 @@ def _fill(template: str, row: Mapping[str, Any], number: int, variable: str) -> 
         value = row[column]
     else:
         try:
-            value = template.format(**row)
+            value = template.format(**row).strip()  # an empty column leaves no blank lines
         except KeyError as error:
             raise SettingError(f"row {number} lacks the column {error} of dataset.inputs.{variable}.") from error
         except (ValueError, IndexError, AttributeError) as error:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from datasets import disable_progress_bars
 
 from sysdpo.data.ranking import ranked_pairs
-from sysdpo.data.records import PreferenceData, Row, make_pairs, read_rows
+from sysdpo.data.records import PreferenceData, Row, fetch_rows, make_pairs, read_rows
 from sysdpo.data.storage import made_once, save_rows
 from sysdpo.data.verifiable import make_instructions
 from sysdpo.errors import SettingError
@@ -33,10 +33,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Recorded:
-    """Preferences that exist as a JSONL file or a `datasets` directory.
+    """Preferences that exist as a JSONL file, a `datasets` directory, or a data set of the hub.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; None fetches `hub`.
+        hub: a hub id, of which the split `train` is read.
         evaluation: rows held out for evaluation: a count, or a share in (0, 1).
         validation: pairs of the rest held out to stop training by: a count, or a share in (0, 1).
         inputs: `{input variable: template over columns}`, where the columns have other names.
@@ -44,7 +45,8 @@ class Recorded:
         limit: use only this many rows of the shuffled set.
     """
 
-    path: str
+    path: str | None = None
+    hub: str | None = None
     evaluation: float = 0.0
     validation: float = 0
     inputs: Mapping[str, str] | None = None
@@ -52,10 +54,17 @@ class Recorded:
     limit: int | None = None
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
-        rows = read_rows(self.path)
+        rows = self._rows()
         # every row is checked, in the file's order, before any is set aside
         pairs = make_pairs(rows, system.graph, needs_intermediates=needs_intermediates, inputs=self.inputs)
         return split(pairs, self.evaluation, self.validation, self.seed, self.limit)
+
+    def _rows(self) -> list[Row]:
+        if self.path is not None:
+            return read_rows(self.path)
+        if self.hub is None:
+            raise SettingError("dataset.path is not set; give it on the command line: dataset.path=FILE")
+        return fetch_rows(self.hub)
 
 
 def split(

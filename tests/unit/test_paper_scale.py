@@ -1,0 +1,240 @@
+"""The paper's own setting, as far as it can be proved without its weights: configs, architectures, data, access."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from accelerate import init_empty_weights
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoModelForCausalLM, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from sysdpo.components.hub import check_available
+from sysdpo.components.weights import ARCHITECTURES, architecture_folder
+from sysdpo.data.records import make_pairs, read_rows
+from sysdpo.data.sources import Recorded, split
+from sysdpo.errors import SettingError
+from sysdpo.experiment import build_system, hub_models
+from tests.systems import make_two_llm
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "orca_pairs_sample.jsonl"
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["scale=paper", *overrides])
+
+
+# ---- architectures -------------------------------------------------------------------------------------------------
+
+PUBLISHED = {  # parameters, as the model cards and the checkpoints' own indices state them
+    "llama3_8b": 8_030_261_248,
+    "qwen1_5_1_8b": 1_836_828_672,
+    "sd15/unet": 859_520_964,
+    "sd15/vae": 83_653_863,
+    "sd15/text_encoder": 123_060_480,
+    "sdxl/unet": 2_567_463_684,
+    "sdxl/vae": 83_653_863,
+    "sdxl/text_encoder": 123_060_480,
+    "sdxl/text_encoder_2": 694_659_840,
+}
+
+
+@pytest.mark.parametrize("part", PUBLISHED)
+def test_the_shipped_architectures_have_the_published_number_of_parameters(part: str) -> None:
+    folder = architecture_folder(next(iter(ARCHITECTURES)))
+    assert folder is not None
+    folder = folder.parent / part
+    with init_empty_weights():
+        model: Any
+        if part.endswith("unet"):
+            model = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+        elif part.endswith("vae"):
+            model = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+        elif "text" in part:
+            cls = CLIPTextModelWithProjection if part.endswith("_2") else CLIPTextModel
+            model = cls(CLIPTextConfig.from_pretrained(folder))
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[part]
+
+
+# ---- configs -------------------------------------------------------------------------------------------------------
+
+
+def test_table_2_states_the_paper_s_settings() -> None:
+    config = composed("experiment=table2")
+    assert config.beta == 0.5
+    assert config.training.learning_rate == 1e-7
+    assert config.training.batch_size == 128
+    assert config.max_new_tokens == 256
+    assert config.sampler.k == 2
+    assert config.dataset.hub == "Intel/orca_dpo_pairs"
+    assert config.judge._target_.endswith("AlpacaEvalJudge")
+    assert {c.model.pretrained for c in config.system.components.values()} == {"Qwen/Qwen1.5-1.8B-Chat"}
+    assert hub_models(config) == ["Qwen/Qwen1.5-1.8B-Chat"]
+
+
+def test_table_1_keeps_its_own_data() -> None:
+    config = composed("experiment=table1", "scorer.folder=null")
+    assert config.dataset.name == "progression"
+    assert hub_models(config) == list(ARCHITECTURES)[:1] + list(ARCHITECTURES)[2:]
+    assert composed("experiment=table2", "dataset=jsonl", "dataset.path=x").dataset.name == "jsonl"
+
+
+def test_every_model_of_table_1_may_have_a_device_of_its_own() -> None:
+    config = composed("experiment=table1", "captioner.device=cuda:0", "diffusion.device=cuda:1", "scorer.folder=null")
+    components = config.system.components
+    assert (components.captioner.model.device, components.diffusion.model.device) == ("cuda:0", "cuda:1")
+
+
+# ---- Intel/orca_dpo_pairs ------------------------------------------------------------------------------------------
+
+
+def test_the_split_has_the_paper_s_sizes_and_those_of_scikit_learn_s_rule() -> None:
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"i": list(range(12_859))}).train_test_split(test_size=0.015, seed=0)
+    dataset: Any = OmegaConf.to_container(composed("experiment=table2").dataset)
+    pairs = make_pairs([{"x": str(i), "chosen": "a", "rejected": "b"} for i in range(12_859)], _graph(), needs_intermediates=False)
+    data = split(pairs, dataset["evaluation"], dataset["validation"], dataset["seed"])
+    assert (len(data.train), len(data.evaluation)) == (12_666, 193) == (len(rows["train"]), len(rows["test"]))
+    assert data.validation == []
+    assert not {p.inputs["x"] for p in data.train} & {row["x"] for row in data.evaluation}
+
+
+def _graph() -> Any:
+    return make_two_llm().graph
+
+
+def test_rows_of_the_hub_s_columns(tmp_path: Path) -> None:
+    rows = [
+        {"system": "Be brief.", "question": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No."} for i in range(8)
+    ]
+    rows[3]["system"] = ""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = composed("experiment=table2", f"dataset.path={path}", "dataset.evaluation=2")
+    content: Any = OmegaConf.to_container(config.dataset)
+    data = instantiate({k: v for k, v in content.items() if k != "name"}).prepare(make_two_llm(), tmp_path, False)
+    texts = {p.inputs["x"] for p in data.train} | {row["x"] for row in data.evaluation}
+    assert texts == {f"Be brief.\n\nWhat is {i}?" for i in range(8) if i != 3} | {"What is 3?"}
+    assert len(data.evaluation) == 2
+    assert all(row["chosen"]["z"].startswith("It is") for row in data.evaluation)
+
+
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="the sample of Intel/orca_dpo_pairs is not on this machine")
+def test_real_rows() -> None:
+    rows = read_rows(SAMPLE)
+    pairs = make_pairs(rows, _graph(), needs_intermediates=False, inputs={"x": "{system}\n\n{question}"})
+    assert len(pairs) == len(rows) == 240
+    assert pairs[0].inputs["x"].startswith(rows[0]["system"])
+    assert pairs[0].inputs["x"].endswith(rows[0]["question"].rstrip())
+
+
+def test_a_data_set_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("sysdpo.data.records.load_dataset", refuse)
+    with pytest.raises(SettingError, match=r"Intel/orca_dpo_pairs.*dataset\.path"):
+        Recorded(hub="Intel/orca_dpo_pairs").prepare(make_two_llm(), Path(), False)
+
+
+# ---- access to gated models ----------------------------------------------------------------------------------------
+
+
+def _refusal(cls: Any) -> Exception:
+    return cls("refused", response=httpx.Response(403, request=httpx.Request("GET", "https://hub/x")))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (_refusal(GatedRepoError), "gated"),
+        (_refusal(RepositoryNotFoundError), "no such model"),
+        (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE"),
+        (httpx.ConnectError("no route"), "cannot be reached"),
+        (httpx.ReadTimeout("slow"), "cannot be reached"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_line_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, reason: str
+) -> None:
+    from sysdpo.experiment import run
+
+    def refuse(self: HfApi, repository: str, **_: Any) -> None:
+        raise error
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was loaded")
+
+    check_available.cache_clear()
+    monkeypatch.setattr(HfApi, "auth_check", refuse)
+    monkeypatch.setattr("sysdpo.components.hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("sysdpo.experiment.build_system", load)
+    config = composed("experiment=table1", "scorer.folder=null", f"outputs={tmp_path}")
+    with pytest.raises(SettingError) as caught:
+        run(config)
+    line = str(caught.value)
+    name = "meta-llama/Meta-Llama-3-8B-Instruct"
+    for part in (name, reason, f"https://huggingface.co/{name}", "hf auth login"):
+        assert part in line
+    assert "\n" not in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_downloaded_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: HfApi, repository: str, **_: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    check_available.cache_clear()
+    monkeypatch.setattr(HfApi, "auth_check", refuse)
+    monkeypatch.setattr(
+        "sysdpo.components.hub.try_to_load_from_cache", lambda _, name: "/cache/x" if name == "model_index.json" else None
+    )
+    check_available("stabilityai/stable-diffusion-xl-base-1.0")
+    check_available.cache_clear()
+
+
+# ---- weights=random ------------------------------------------------------------------------------------------------
+
+TINY_LM = [
+    f"llm.architecture.{key}={value}"
+    for key, value in {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }.items()
+]
+
+
+def test_the_paper_s_language_models_with_random_weights_at_reduced_size() -> None:
+    config = composed(
+        "experiment=table2",
+        "device=cpu",
+        "llm.weights=random",
+        *(f"+{key}" if "layers" not in key else key for key in TINY_LM),
+        "llm.dtype=float32",
+        "max_new_tokens=4",
+    )
+    system = build_system(config)
+    model = system.component("psi1").causal_lm
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert model.config.vocab_size == 151_936
+    assert model.config.rope_parameters["rope_theta"] == 1_000_000
+    [row] = system.generate([{"x": "Say something."}], [0])
+    assert row["z"]  # every id of the vocabulary is text
+    ratio = system.log_ratio([row])
+    assert all(torch.isfinite(v).all() and v.abs().max() < 1e-5 for v in ratio.values())
