@@ -71,7 +71,7 @@ def load_run(run: RunFolder, device: str = "auto") -> tuple[CompoundSystem, list
 
 def _metrics(run: RunFolder) -> dict[str, Any]:
     if run.config is None:
-        raise SettingError(f"run={run.path}: there is no run in this folder; make it first: make reproduce-table2")
+        raise SettingError(f"run={run.path}: there is no run in this folder; make one first: make reproduce-table2")
     if run.metrics is None:
         raise SettingError(f"run={run.path}: the run is not finished; the command that began it goes on with it.")
     return run.metrics

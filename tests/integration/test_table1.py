@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
+from sysdpo.cli import CONFIG
+from sysdpo.reporting.figures import write_figures
 from tests.integration.commands import start, train_in_process
 
 ROWS = {
@@ -62,6 +66,19 @@ def test_the_curve_starts_before_training_and_losses_at_ln_2(table: Path) -> Non
         frozen = {"only_llm": "diffusion", "only_diffusion": "captioner"}.get(row)
         assert frozen is None or history[3][f"components/{frozen}/margin"] == 0
         assert "components/diffusion/chosen" in history[3]
+
+
+def test_the_experiment_s_figures_are_drawn_from_its_runs(table: Path) -> None:
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        config = compose("config", ["experiment=table1", "scale=smoke", f"outputs={table.parent.parent}"])
+    printed = write_figures(OmegaConf.to_container(config, resolve=True), CONFIG / "method")
+    assert "not drawn" not in printed
+    assert (
+        "figure_6.svg  Figure 6 of the paper: order consistency over training; one seed; 12 evaluation rows" in printed
+    )
+    for name in ("figure_6", "appendix_g"):
+        for kind in ("svg", "png"):
+            assert (table / "report" / "figures" / f"{name}.{kind}").stat().st_size > 1000
 
 
 def test_a_finished_row_is_read(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
