@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sysdpo.components.base import Component, TokenSampler, Value
+from sysdpo.components.base import Component, Likelihood, Parents, TokenSampler, Value
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph, Variable
 
@@ -54,7 +54,23 @@ class CompoundSystem(nn.Module):
         self.graph = graph
         self.components = nn.ModuleDict({name: components[name] for name in graph.components})
         for variable in graph.generated:
-            self.component_of(variable).check_parents(str(variable.component), [alias for alias, _ in variable.parents])
+            for name in variable.components:
+                self.component(name).check_parents(name, [alias for alias, _ in variable.parents])
+            for control, values in variable.controls.items():
+                self._check_control(variable, control, values)
+
+    def _check_control(self, variable: Variable, control: str, values: Sequence[Value]) -> None:
+        """The values by which one variable steers another are values that its components can draw, all of them."""
+        domains = [self.component(name).domain for name in self.graph[control].components]
+        if not domains or any(domain is None for domain in domains):
+            return
+        known = list(dict.fromkeys(value for domain in domains for value in domain or ()))
+        where = f"variable {variable.name!r}: {'component' if control == variable.switch else 'when'}.{control}"
+        for value in values:
+            if value not in known:
+                raise SettingError(f"{where}: {nearest(str(value), map(str, known))}")
+        if control == variable.switch and (missing := [value for value in known if value not in values]):
+            raise SettingError(f"{where}: names no component for {', '.join(map(repr, missing))}.")
 
     @property
     def device(self) -> torch.device:
@@ -65,8 +81,18 @@ class CompoundSystem(nn.Module):
         assert isinstance(component, Component)
         return component
 
-    def component_of(self, variable: Variable) -> Component:
-        return self.component(str(variable.component))
+    def likelihood_of(self, variable: Variable) -> Likelihood:
+        """What is known of the variable's factor in every row: the weakest of what its components know."""
+        kinds = {self.component(name).likelihood for name in variable.components}
+        return "bound" if "bound" in kinds else "exact" if "exact" in kinds else "constant"
+
+    def shares(self, variable: Variable, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Which rows each component draws the variable in: {component: [N], 1 or 0}."""
+        drawn_by = [variable.may_draw(row) for row in rows]
+        return {
+            name: torch.tensor([float(name in names) for names in drawn_by], device=self.device)
+            for name in variable.components
+        }
 
     @property
     def trainable(self) -> list[str]:
@@ -116,9 +142,19 @@ class CompoundSystem(nn.Module):
             if only is not None and variable.name not in only:
                 continue
             calls, owners = self._calls(variable, rows)
-            call_seeds = [_mix(seeds[row], position, element) for row, element in owners]
-            groups = [(together[row] if together is not None else 0, element) for row, element in owners]
-            values = _draw_grouped(self.component_of(variable), calls, call_seeds, sampler, groups)
+            values: list[Value] = [None] * len(calls)
+            for name, members in _by_component(variable, rows, owners).items():
+                chosen = [owners[i] for i in members]
+                call_seeds = [_mix(seeds[row], position, element) for row, element in chosen]
+                groups = [(together[row] if together is not None else 0, element) for row, element in chosen]
+                try:
+                    drawn = _draw_grouped(
+                        self.component(name), [calls[i] for i in members], call_seeds, sampler, groups
+                    )
+                except SettingError as error:
+                    raise SettingError(f"variable {variable.name!r}: {error}") from error
+                for i, value in zip(members, drawn, strict=True):
+                    values[i] = value
             self._assign(variable, rows, owners, values)
         return rows
 
@@ -143,41 +179,41 @@ class CompoundSystem(nn.Module):
         """
         output: dict[str, Tensor] = {}
         for variable in self.graph.generated:
-            component = self.component_of(variable)
-            if component.likelihood == "bound" and quantity != "log_ratio":
+            if self.likelihood_of(variable) == "bound" and quantity != "log_ratio":
                 continue
             calls, owners = self._calls(variable, rows)
-            # weights that are never updated: policy and reference agree
-            agrees = quantity == "log_ratio" and not component.is_trainable
-            if component.likelihood == "constant" or agrees or not calls:
-                output[variable.name] = torch.zeros(len(rows), device=self.device)
-                continue
             values = self._values(variable, rows, owners)
-            if quantity == "log_ratio":
-                seeds = None if noise is None else [_mix(noise[row], 0, element) for row, element in owners]
-                terms = component.log_ratio(values, calls, seeds)
-            elif quantity == "log_prob" and not component.is_trainable:
-                terms = component.reference_log_prob(values, calls)  # never updated: policy and reference agree
-            else:
-                terms = getattr(component, quantity)(values, calls)
-            terms = terms.to(self.device)  # components may live on several
-            index = torch.tensor([row for row, _ in owners], device=terms.device)
-            output[variable.name] = terms.new_zeros(len(rows)).index_add(0, index, terms)
+            total = torch.zeros(len(rows), device=self.device)
+            for name, members in _by_component(variable, rows, owners).items():
+                component = self.component(name)
+                # weights that are never updated: policy and reference agree
+                agrees = quantity == "log_ratio" and not component.is_trainable
+                if component.likelihood == "constant" or agrees:
+                    continue
+                seeds = None if noise is None else [_mix(noise[owners[i][0]], 0, owners[i][1]) for i in members]
+                terms = _evaluate(component, quantity, [values[i] for i in members], [calls[i] for i in members], seeds)
+                terms = terms.to(self.device)  # components may live on several
+                index = torch.tensor([owners[i][0] for i in members], device=terms.device)
+                total = total.to(terms.dtype).index_add(0, index, terms)
+            output[variable.name] = total
         return output
 
     def check_rows(self, rows: Sequence[Row]) -> None:
         """Refuse rows that a component could not score, before any work is done."""
         for variable in self.graph.generated:
             calls, owners = self._calls(variable, rows, missing="")
-            for parents in calls:
-                self.component_of(variable).check_row(parents)
-            if not all(variable.name in row for row in rows):
-                continue
-            for (row, _), value in zip(owners, self._values(variable, rows, owners), strict=True):
+            has_values = all(variable.name in row for row in rows)
+            values = self._values(variable, rows, owners) if has_values else [None] * len(calls)
+            for (i, _), parents, value in zip(owners, calls, values, strict=True):
+                names = variable.may_draw(rows[i])
+                for name in names:
+                    self.component(name).check_row(parents)
+                if not has_values or len(names) > 1:
+                    continue
                 try:
-                    self.component_of(variable).check_value(value)
+                    self.component(names[0]).check_value(value)
                 except SettingError as error:
-                    raise SettingError(f"row {row}, {variable.name}: {error}") from error
+                    raise SettingError(f"row {i}, {variable.name}: {error}") from error
 
     # ---- plates: one call an element, summed over the elements ---------------------------------------------------
 
@@ -189,6 +225,8 @@ class CompoundSystem(nn.Module):
         owners: list[tuple[int, int]] = []
         repeated = variable.plate is not None and not self.graph.opens_plate(variable.name)
         for i, row in enumerate(rows):
+            if variable.is_closed(row):
+                continue
             parents = {
                 alias: row[name] if missing is None else row.get(name, missing) for alias, name in variable.parents
             }
@@ -210,7 +248,7 @@ class CompoundSystem(nn.Module):
 
     def _values(self, variable: Variable, rows: Sequence[Row], owners: Sequence[tuple[int, int]]) -> list[Value]:
         if variable.plate is None or self.graph.opens_plate(variable.name):
-            return [row[variable.name] for row in rows]
+            return [rows[row][variable.name] for row, _ in owners]
         counts: dict[int, int] = {}
         for row, _ in owners:
             counts[row] = counts.get(row, 0) + 1
@@ -230,13 +268,34 @@ class CompoundSystem(nn.Module):
         values: Sequence[Value],
     ) -> None:
         if variable.plate is None or self.graph.opens_plate(variable.name):
-            for row, value in zip(rows, values, strict=True):
-                row[variable.name] = value
+            for row in rows:
+                row[variable.name] = None
+            for (i, _), value in zip(owners, values, strict=True):
+                rows[i][variable.name] = value
             return
         for row in rows:
             row[variable.name] = []
         for (i, _), value in zip(owners, values, strict=True):
             rows[i][variable.name].append(value)
+
+
+def _by_component(variable: Variable, rows: Sequence[Row], owners: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
+    """The calls that each component has to answer."""
+    members: dict[str, list[int]] = {}
+    for i, (row, _) in enumerate(owners):
+        (name,) = variable.may_draw(rows[row])
+        members.setdefault(name, []).append(i)
+    return members
+
+
+def _evaluate(
+    component: Component, quantity: Quantity, values: Sequence[Value], parents: Parents, noise: Sequence[int] | None
+) -> Tensor:
+    if quantity == "log_ratio":
+        return component.log_ratio(values, parents, noise)
+    if quantity == "log_prob" and component.is_trainable:
+        return component.log_prob(values, parents)
+    return component.reference_log_prob(values, parents)  # weights that are never updated: both agree
 
 
 def _mix(seed: int, position: int, element: int) -> int:

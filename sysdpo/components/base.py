@@ -49,6 +49,11 @@ class Component(nn.Module):
 
     likelihood: Likelihood = "exact"
 
+    @property
+    def domain(self) -> Sequence[Value] | None:
+        """All values that can be drawn, where they can be listed."""
+        return None
+
     def check_parents(self, component: str, parents: Collection[str]) -> None:
         """Refuse, with one line, names of parents that this component cannot work with."""
 

@@ -1,7 +1,7 @@
 """A language model as a component: p(v | Pa(v)) of a text given texts, with a LoRA policy and its frozen reference."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -267,9 +267,13 @@ def build_language_model(
     attention: str = "auto",
     adapter: str | None = None,
     seed: int = 0,
+    kind: Callable[..., LanguageModel] = LanguageModel,
     **settings: Any,
 ) -> LanguageModel:
-    """A `LanguageModel` from its config: `conf/model/*.yaml` plus the component's prompt from `conf/system/*.yaml`."""
+    """A `LanguageModel` from its config: `conf/model/*.yaml` plus the component's prompt from `conf/system/*.yaml`.
+
+    `kind` is the class, or whatever makes one of it.
+    """
     if attention.startswith("flash") and settings.get("share_prefix", True):
         raise SettingError(
             f"model.attention={attention}: flash attention knows no block mask; set model.share_prefix=false."
@@ -285,5 +289,6 @@ def build_language_model(
         seed=seed,
     )
     examples = tuple((e["user"], e["assistant"]) for e in prompt.get("examples") or ())
-    template = Prompt(prompt["user"], prompt.get("system"), examples, prompt.get("prefix") or "")
-    return LanguageModel(model, tokenizer, template, seed=seed, **settings)
+    user = prompt["user"] if isinstance(prompt["user"], str) else tuple(prompt["user"])
+    template = Prompt(user, prompt.get("system"), examples, prompt.get("prefix") or "")
+    return kind(model, tokenizer, template, seed=seed, **settings)

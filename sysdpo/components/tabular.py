@@ -6,13 +6,13 @@ Everything the paper states about expectations can be computed exactly on system
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
+from sysdpo.components.table import draw_values
 from sysdpo.errors import SettingError, nearest
 
 
@@ -58,6 +58,10 @@ class Tabular(Component):
         self.register_buffer("reference_logits", table.clone())
         self._in_reference = False
 
+    @property
+    def domain(self) -> list[Value]:
+        return self.values
+
     def check_parents(self, component: str, parents: Collection[str]) -> None:
         for name in self.parents:
             if name not in parents:
@@ -95,31 +99,11 @@ class Tabular(Component):
             raise SettingError(f"tabular: unknown {what} {key!r}; the table has {', '.join(map(repr, known))}.")
         return known[key]
 
-    @torch.no_grad()
     def sample(
         self, parents: Parents, n: int, seeds: Sequence[int], sampler: TokenSampler | None = None
     ) -> list[list[Value]]:
         """Independent draws, or any strategy for language models: a table is one whose texts have a single token."""
-        rows = self._rows(parents)
-        if sampler is None:
-            probabilities = self.table()[rows].exp().cpu()
-            drawn = [
-                torch.multinomial(p, n, replacement=True, generator=torch.Generator().manual_seed(seed)).tolist()
-                for p, seed in zip(probabilities, seeds, strict=True)
-            ]
-            return [[self.values[i] for i in row] for row in drawn]
-        model = _OneTokenModel(self.table(), extra=max(1, n - len(self.values)))
-        tokens = sampler.draw(
-            model,
-            rows[:, None],
-            torch.ones_like(rows)[:, None],
-            n=n,
-            seeds=seeds,
-            max_new_tokens=1,
-            eos_token_id=len(self.values),
-            pad_token_id=len(self.values),
-        )
-        return [[self.values[ids[0]] for ids in row] for row in tokens]
+        return draw_values(self.table()[self._rows(parents)], self.values, n, seeds, sampler)
 
     def save(self, folder: str) -> None:
         torch.save(self.state_dict(), f"{folder}/table.pt")
@@ -127,20 +111,3 @@ class Tabular(Component):
     def load(self, folder: str) -> None:
         state = torch.load(f"{folder}/table.pt", map_location=self.logits.device, weights_only=True)
         self.logits.data.copy_(state["logits"])
-
-
-class _OneTokenModel(nn.Module):
-    """The table in the clothes of a causal language model: the prompt is a row's number, the next token a value.
-
-    `extra` tokens of probability zero follow the values, an end token among them, so that a search for more
-    sequences than there are values finds those that exist and says that the others do not.
-    """
-
-    def __init__(self, table: Tensor, extra: int) -> None:
-        super().__init__()
-        self.scores = torch.cat([table, table.new_full((len(table), extra), -torch.inf)], dim=-1)
-
-    def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        nothing = dict.fromkeys(("batch_repeat_interleave", "batch_select_indices"), lambda _: None)
-        cache = SimpleNamespace(**nothing)
-        return SimpleNamespace(logits=self.scores[input_ids], past_key_values=cache)

@@ -25,30 +25,35 @@ CHATML = (
 class Prompt:
     """What a component is asked: templates in which `{name}` stands for a parent (`{{` and `}}` for braces).
 
-    `examples` are few-shot turns, each `{user: …, assistant: …}`, put before the question word for word. `prefix` is
-    the beginning of the answer, forced on the model and not counted as its own.
+    Where one component draws several variables, `user` may be a list of templates: a variable is asked with the one
+    that names most of its own parents and nothing else. `examples` are few-shot turns, each `{user: …, assistant: …}`,
+    put before the question word for word. `prefix` is the beginning of the answer, forced on the model and not counted
+    as its own.
     """
 
-    user: str
+    user: str | tuple[str, ...]
     system: str | None = None
     examples: tuple[tuple[str, str], ...] = ()
     prefix: str = ""
 
-    def placeholders(self) -> set[str]:
-        fields: set[str] = set()
-        for template in (self.user, self.system or ""):
-            try:
-                parsed = list(string.Formatter().parse(template))
-            except ValueError as error:
-                raise SettingError(f"prompt {template!r}: {error}; write {{{{ and }}}} for braces.") from error
-            for _, field, form, conversion in parsed:
-                if field is not None and (not field.isidentifier() or form or conversion):
-                    raise SettingError(f"prompt {template!r}: write the name of a parent in each pair of braces.")
-                fields |= {field} if field else set()
-        return fields
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return (self.user,) if isinstance(self.user, str) else self.user
+
+    def template(self, parents: Collection[str]) -> str | None:
+        """The question for a variable with these parents; None if every one names something else."""
+        fitting = [t for t in self.templates if placeholders(t) <= set(parents)]
+        return max(fitting, key=lambda t: len(placeholders(t)), default=None)
 
     def check(self, component: str, parents: Collection[str]) -> None:
-        for name in sorted(self.placeholders()):
+        fitting = self.template(parents)
+        user = fitting if fitting is not None else self.templates[0]
+        if fitting is None and len(self.templates) > 1:
+            raise SettingError(
+                f"components.{component}.prompt.user: each of the {len(self.templates)} templates names something else "
+                f"than the parents {', '.join(sorted(parents))}."
+            )
+        for name in sorted(placeholders(user) | placeholders(self.system or "")):
             if name not in parents:
                 raise SettingError(
                     f"components.{component}.prompt names {{{name}}}, which is not a parent: {nearest(name, parents)}"
@@ -59,10 +64,27 @@ class Prompt:
         messages = [{"role": "system", "content": self.system.format(**texts)}] if self.system is not None else []
         for user, assistant in self.examples:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        return [*messages, {"role": "user", "content": self.user.format(**texts)}]
+        template = self.template(texts)
+        return [*messages, {"role": "user", "content": str(template).format(**texts)}]
+
+
+@lru_cache(maxsize=1024)
+def placeholders(template: str) -> frozenset[str]:
+    """The names of the parents that a template asks for."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise SettingError(f"prompt {template!r}: {error}; write {{{{ and }}}} for braces.") from error
+    for _, field, form, conversion in parsed:
+        if field is not None and (not field.isidentifier() or form or conversion):
+            raise SettingError(f"prompt {template!r}: write the name of a parent in each pair of braces.")
+    return frozenset(field for _, field, _, _ in parsed if field)
 
 
 def _as_text(value: Any) -> str:
+    """A list line by line; nothing for a variable that was not drawn."""
+    if value is None:
+        return ""
     return "\n".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
 
 

@@ -152,7 +152,7 @@ def only_sequence(system: CompoundSystem) -> str:
     if len(finals) != 1 or finals[0].plate is None or [v.name for v in system.graph.inputs] != ["x"]:
         raise SettingError(
             "dataset=progression needs a system with the input x and one final variable in a plate "
-            "(a list of images); use system=llm_diffusion or dataset=jsonl."
+            "(a list of images); choose another system, or dataset=jsonl."
         )
     return finals[0].name
 

@@ -94,8 +94,8 @@ def make_pairs(
     wanted = [v.name for v in (graph.generated if needs_intermediates else graph.finals)]
     pairs = []
     for number, row in enumerate(rows, 1):
-        sides = {side: _side(row, side, number, graph, wanted) for side in ("chosen", "rejected")}
         values = {name: _fill(template, row, number, name) for name, template in columns.items()}
+        sides = {side: _side(row, side, number, graph, wanted, values) for side in ("chosen", "rejected")}
         extra = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
         pairs.append(Pair(number - 1, values, sides["chosen"], sides["rejected"], extra))
     return pairs
@@ -137,7 +137,9 @@ def _fill(template: str, row: Mapping[str, Any], number: int, variable: str) -> 
     return value
 
 
-def _side(row: Mapping[str, Any], side: str, number: int, graph: SystemGraph, wanted: Sequence[str]) -> Row:
+def _side(
+    row: Mapping[str, Any], side: str, number: int, graph: SystemGraph, wanted: Sequence[str], inputs: Row
+) -> Row:
     value = row.get(side)
     if value is None:
         raise SettingError(f"row {number} lacks {side!r}.")
@@ -147,7 +149,14 @@ def _side(row: Mapping[str, Any], side: str, number: int, graph: SystemGraph, wa
             raise SettingError(f"row {number}: {side!r} must map each of {names} to its value.")
         value = {graph.finals[0].name: value}
     for name in wanted:
-        if value.get(name) is None:
+        if graph[name].is_closed({**inputs, **value}):
+            if value.get(name) is not None:
+                gates = " and ".join(f"{gate} is {' or '.join(map(str, v))}" for gate, v in graph[name].gates)
+                raise SettingError(
+                    f"row {number}: {side!r} has a value for {name!r}, which is drawn only where {gates}."
+                )
+            value = {**value, name: None}
+        elif value.get(name) is None:
             hint = "" if graph[name].role == "final" else "; SysDPO-Direct needs it, objective=sampling does not"
             raise SettingError(f"row {number}: {side!r} lacks the variable {name!r}{hint}.")
     return {k: v for k, v in value.items() if k in graph.variables}

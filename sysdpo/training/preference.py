@@ -61,7 +61,7 @@ class Direct:
         """`seeds`: one a pair; a bound's random draws are shared between the chosen and the rejected side."""
         rows = [pair.row(side) for side in SIDES for pair in pairs]
         logps: dict[str, Tensor] = {}
-        if all(system.component_of(v).likelihood != "bound" for v in system.graph.generated):
+        if all(system.likelihood_of(v) != "bound" for v in system.graph.generated):
             policy, reference = system.log_prob(rows), system.reference_log_prob(rows)
             ratios = {name: policy[name] - reference[name] for name in policy}
             joint = torch.stack([p.detach() for p in policy.values()]).sum(0)
@@ -71,12 +71,12 @@ class Direct:
         chosen, rejected = torch.stack(list(ratios.values()), dim=-1).chunk(2)  # [B, V] each
         sides: dict[tuple[str, str], Tensor] = {}
         for i, name in enumerate(ratios):
-            component = str(system.graph[name].component)
-            for side, values in zip(SIDES, (chosen, rejected), strict=True):
-                share = values[:, i].detach()
-                sides[component, side] = sides[component, side] + share if (component, side) in sides else share
+            for component, drawn in system.shares(system.graph[name], rows).items():
+                for side, values, own in zip(SIDES, (chosen, rejected), drawn.chunk(2), strict=True):
+                    share = values[:, i].detach() * own
+                    sides[component, side] = sides[component, side] + share if (component, side) in sides else share
         terms = {name: sides[name, "chosen"] - sides[name, "rejected"] for name in system.components}
-        exact = [i for i, name in enumerate(ratios) if system.component_of(system.graph[name]).likelihood == "exact"]
+        exact = [i for i, name in enumerate(ratios) if system.likelihood_of(system.graph[name]) == "exact"]
         return Comparison(
             direct_margin(chosen, rejected),
             chosen.sum(-1).detach(),
@@ -97,10 +97,24 @@ class Sampling:
 
     def check(self, system: CompoundSystem) -> None:
         for variable in system.graph.generated:
-            if system.component_of(variable).likelihood == "bound":
+            names = " or ".join(map(repr, variable.components))
+            if system.likelihood_of(variable) == "bound":
                 raise SettingError(
-                    f"objective=sampling: component {variable.component!r} has no exact likelihood, only a bound, so "
-                    "samples cannot be summed out; use objective=direct."
+                    f"objective=sampling: component {names} has no exact likelihood, only a bound, so samples cannot "
+                    "be summed out; use objective=direct."
+                )
+            if variable.role == "final" and any(
+                system.component(n).likelihood == "constant" for n in variable.components
+            ):
+                raise SettingError(
+                    f"objective=sampling: the final variable {variable.name!r} is drawn by {names}, a tool: no sample "
+                    "of the intermediates would give the data's answer; let a model write it, or use objective=direct."
+                )
+            before = [name for name in variable.depends_on if system.graph[name].role == "final"]
+            if variable.role == "intermediate" and before:
+                raise SettingError(
+                    f"objective=sampling: the intermediate {variable.name!r} is drawn after the final {before[0]!r}, "
+                    "so chosen and rejected outcomes have no samples in common; use objective=direct."
                 )
 
     def compare(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> Comparison:
@@ -128,10 +142,10 @@ class Sampling:
             posterior = joint_policy.softmax(-1)
             terms: dict[str, Tensor] = {}
             for name in policy:  # which part of the system moved, averaged over the samples that explain each side
-                component = str(system.graph[name].component)
-                moved = _scatter(policy[name] - reference[name], where, shape, 0.0)
-                sides = (posterior * moved).sum(-1)
-                terms[component] = terms.get(component, torch.zeros_like(margin)) + sides[0] - sides[1]
+                for component, share in system.shares(system.graph[name], rows).items():
+                    moved = _scatter((policy[name] - reference[name]) * share, where, shape, 0.0)
+                    sides = (posterior * moved).sum(-1)
+                    terms[component] = terms.get(component, torch.zeros_like(margin)) + sides[0] - sides[1]
         wanted = self.strategy.k * len(pairs)
         counts = {
             "samples": float(sum(map(len, drawn))),

@@ -1,7 +1,8 @@
 """Separate-DPO, the baseline of table 2: each component is aligned alone, by TRL's own DPOTrainer.
 
 Every component is trained as if its text were the system's answer: its prompt is made from its parents, drawn from
-the untrained system, and its completions are the data set's chosen and rejected final answers.
+the untrained system, and its completions are the data set's chosen and rejected final answers. A component that draws
+several variables is trained once, on the prompts of all of them.
 """
 
 import json
@@ -45,15 +46,18 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
     )
     log = folder / "metrics.jsonl"
     log.write_text("")
-    for variable in system.graph.generated:
-        component = system.component_of(variable)
+    for name in system.components:
+        component = system.component(name)
         if not isinstance(component, LanguageModel) or not component.is_trainable:
             continue
         rows = [
-            _row(component, {alias: values[name] for alias, name in variable.parents}, pair, final)
+            _row(component, {alias: values[parent] for alias, parent in variable.parents}, pair, final)
+            for variable in system.graph.generated
             for values, pair in zip(with_parents, pairs, strict=True)
+            if name in variable.may_draw(values)
         ]
-        name = str(variable.component)
+        if not rows:
+            raise SettingError(f"trainer=separate: component {name!r} draws nothing for any of the {len(pairs)} pairs.")
         rate = settings.learning_rates.get(name, settings.learning_rate)
         _train_one(component, rows, settings, rate, folder, _Record(log, name))
 

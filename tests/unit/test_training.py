@@ -85,7 +85,7 @@ def sequence_ratio(system: CompoundSystem, pair: Pair, side: str) -> float:
     """Eq. 3 written out: one component call a variable, one row at a time."""
     row, total = pair.row(side), 0.0
     for variable in system.graph.generated:
-        component = system.component_of(variable)
+        component = system.component(str(variable.component))
         parents = [{alias: row[name] for alias, name in variable.parents}]
         with torch.no_grad():
             total += float(component.log_ratio([row[variable.name]], parents))
