@@ -83,6 +83,8 @@ def _run(config: DictConfig) -> dict[str, Any]:
             raise SettingError(
                 f"training.evaluate_every={settings.evaluate_every} needs a measure and evaluation rows; set it to 0."
             )
+    if measure is not None and data.evaluation and measure.answer not in system.graph.variables:
+        raise SettingError(f"evaluation.answer: {nearest(measure.answer, [v.name for v in system.graph.finals])}")
 
     run_id = folder.run_id(resolved)
     logger = _logger(config, resolved, run_id)

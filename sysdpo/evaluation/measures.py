@@ -19,6 +19,8 @@ class Measure(Protocol):
     needs_baseline: bool
     draws: int
     """Outputs drawn for each evaluation row; they come one after another."""
+    answer: str
+    """The variable that is judged."""
 
     def measure(
         self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
