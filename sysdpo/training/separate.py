@@ -39,6 +39,12 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
             f"trainer=separate: training.batch_size={settings.batch_size} must be a multiple of "
             f"training.micro_batch_size={settings.micro_batch_size}."
         )
+    for name in system.trainable:
+        if system.component(name).domain is not None:
+            raise SettingError(
+                f"trainer=separate: component {name!r} chooses from a list, so no answer could be its own; leave it "
+                "out of train: [...]."
+            )
     final = system.graph.finals[0].name
     intermediates = [v.name for v in system.graph.intermediates]
     with_parents = system.generate(

@@ -188,3 +188,29 @@ def test_sampling(name: str) -> None:
     margins = torch.stack(expected)
     assert margins.abs().max() > 1e-3
     assert_same(system, preference_loss(compared.margin, BETA), -torch.nn.functional.logsigmoid(BETA * margins))
+
+
+def test_a_shared_models_gradient_is_the_sum_of_its_nodes_gradients() -> None:
+    """By the chain rule, node by node: d loss / d margin times the gradient of that node's log-ratio alone."""
+    plain = PlainSystem("mixture_of_agents_shared")
+    system = plain.system
+    pairs = make_pairs_for(system, 3)
+    margins = Direct().compare(system, pairs, range(3)).margin
+    slopes = -BETA * torch.sigmoid(-BETA * margins.detach())
+    whole = gradients(system, preference_loss(margins, BETA).sum())
+    for component, nodes in {"agent_1": ["a1", "b1", "z"], "agent_2": ["a2", "b2"], "agent_3": ["a3", "b3"]}.items():
+        assert [v.name for v in system.graph.generated if v.component == component] == nodes
+        parts = []
+        for node in nodes:
+            ratios = [
+                plain.log_ratio(pair.row("chosen"), system.graph[node], None)
+                - plain.log_ratio(pair.row("rejected"), system.graph[node], None)
+                for pair in pairs
+            ]
+            parts.append(gradients(system, (slopes * torch.stack(ratios)).sum()))
+            assert parts[-1].keys() == {name for name in whole if name.startswith(f"components.{component}.")}
+            assert max(float(gradient.abs().max()) for gradient in parts[-1].values()) > 1e-3
+        for name in parts[0]:
+            torch.testing.assert_close(
+                whole[name], torch.stack([part[name] for part in parts]).sum(0), rtol=1e-4, atol=1e-5
+            )

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from sysdpo.graph import GraphError, SystemGraph
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
+from sysdpo.training.loop import TrainingSettings
 from sysdpo.training.preference import Direct, Sampling
+from sysdpo.training.separate import train_separately
 from tests.systems import make_tiny, perturb
 
 LABELS = ["ab", "cd", "e"]
@@ -291,3 +294,10 @@ def test_an_intermediate_after_the_final_has_no_samples_in_common() -> None:
     system = CompoundSystem(graph, {"first": make_tiny("", max_new_tokens=2)})
     with pytest.raises(SettingError, match="'y' is drawn after the final 'z'"):
         Sampling(SamplingStrategy(2, MonteCarlo())).check(system)
+
+
+def test_a_choice_has_no_answer_of_its_own_to_be_aligned_by_itself(tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=1, batch_size=1, micro_batch_size=1, learning_rate=1e-3, beta=0.1)
+    pair = Pair(0, {"x": "p"}, {"z": "yes"}, {"z": "no"})
+    with pytest.raises(SettingError, match="component 'router' chooses from a list"):
+        train_separately(routed(), [pair], settings, tmp_path)
