@@ -73,6 +73,18 @@ wandb-sync: $(READY)  ## upload the offline W&B runs under OUTPUTS (wandb login 
 wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|table2 (wandb login first)
 	$(RUN) scripts/wandb_workspace.py experiment=$(or $(filter-out all,$(EXPERIMENT)),table2) $(COMMON) $(ARGS)
 
+.PHONY: reproduce-moa report-moa draw-systems
+
+reproduce-moa: $(READY)  ## seven models in two layers: train every row, judge it, print the table
+	$(RUN) scripts/train.py -m experiment=moa $(COMMON) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/report.py experiment=moa $(COMMON) $(ARGS)
+
+report-moa: $(READY)  ## the table and figures of the runs that exist
+	$(RUN) scripts/report.py experiment=moa $(COMMON) $(ARGS)
+
+draw-systems: $(READY)  ## docs/systems.md from conf/system
+	$(RUN) scripts/draw_systems.py > docs/systems.md
+
 .PHONY: reproduce-theory
 
 reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of tables
