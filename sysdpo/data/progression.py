@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from sysdpo.components.base import Component
 from sysdpo.components.images import to_picture
-from sysdpo.data.progression_prompts import ProgressionPrompt, make_prompts
+from sysdpo.data.progression_prompts import ProgressionPrompt, make_prompts, read_prompts
 from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, Row, make_pairs, read_rows
 from sysdpo.data.sources import hold_out
@@ -42,6 +42,7 @@ class Progressions:
             (the paper draws them with SDXL and trains SD1.5); None keeps the system as it is.
         image_size: height and width to which images are reduced before they are scored and stored; None: as drawn.
         seed: of prompts and samples.
+        prompts: a file of `scripts/generate_prompts.py` in place of our templates.
     """
 
     scorer: Scorer
@@ -57,16 +58,15 @@ class Progressions:
     generator: Callable[[], Component] | None = None
     image_size: int | None = None
     seed: int = 0
+    prompts: str | None = None
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
         attributes = list(self.attributes or self.scorer.attributes)
-        train, evaluation = make_prompts(
-            attributes,
-            self.places,
-            self.prompts_per_attribute,
-            self.evaluation_prompts_per_attribute,
-            self.seed,
-        )
+        sizes = (self.prompts_per_attribute, self.evaluation_prompts_per_attribute)
+        if self.prompts is not None:
+            train, evaluation = read_prompts(self.prompts, attributes, *sizes)
+        else:
+            train, evaluation = make_prompts(attributes, self.places, *sizes, self.seed)
         with made_once(folder, folder / "card.json") as missing:
             if missing:
                 self._build(system, train, evaluation, folder)

@@ -3,8 +3,9 @@
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import product, zip_longest
 
+from sysdpo.data.records import read_rows
 from sysdpo.errors import SettingError, nearest
 
 NOUNS = {
@@ -110,6 +111,35 @@ def make_prompts(
         )
         for target, where, wanted, setting in parts:
             target += _prompts(attribute, where, wanted, position, setting, rng)
+    return train, evaluation
+
+
+def read_prompts(
+    path: str, attributes: Sequence[str], per_attribute: int, held_out_per_attribute: int
+) -> tuple[list[ProgressionPrompt], list[ProgressionPrompt]]:
+    """Training and evaluation prompts from a file of `scripts/generate_prompts.py`; styles take turns.
+
+    Raises:
+        SettingError: a row that is none, or too few prompts of an attribute.
+    """
+    groups: dict[tuple[str, str], list[ProgressionPrompt]] = {}
+    for number, row in enumerate(read_rows(path), 1):
+        if not all(isinstance(row.get(key), str) for key in ("x", "attribute", "style")):
+            raise SettingError(f"dataset.prompts={path}, row {number}: needs the texts x, attribute and style.")
+        prompt = ProgressionPrompt(row["x"], row["attribute"], "", row["style"])
+        groups.setdefault((prompt.attribute, prompt.style), []).append(prompt)
+    train: list[ProgressionPrompt] = []
+    evaluation: list[ProgressionPrompt] = []
+    for attribute in attributes:
+        columns = [prompts for (name, _), prompts in groups.items() if name == attribute]
+        turns = [prompt for turn in zip_longest(*columns) for prompt in turn if prompt is not None]
+        if len(turns) < per_attribute + held_out_per_attribute:
+            raise SettingError(
+                f"dataset.prompts={path}: has {len(turns)} prompts of {attribute!r} where {per_attribute} to train on "
+                f"and {held_out_per_attribute} to be judged on are asked for; generate more."
+            )
+        train += turns[:per_attribute]
+        evaluation += turns[per_attribute : per_attribute + held_out_per_attribute]
     return train, evaluation
 
 
