@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sysdpo.cli import one_line
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.scorers.transient import ATTRIBUTES, new_resnet50, prepare
+from sysdpo.failures import one_line
 from sysdpo.progress import bar
 
 
@@ -129,8 +129,9 @@ def train(args: argparse.Namespace, data: Pictures, device: torch.device) -> Any
             progress.set_postfix_str(f"loss {float(loss.detach()):.4f}")
             progress.update()
             if (step + 1) % args.checkpoint_every == 0:
-                state = {"model": model, "optimizer": optimizer, "schedule": schedule}
-                torch.save({"step": step + 1} | {k: v.state_dict() for k, v in state.items()}, f"{checkpoint}.partial")
+                parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+                saved = {name: part.state_dict() for name, part in parts.items()}
+                torch.save({"step": step + 1, **saved}, f"{checkpoint}.partial")
                 os.replace(f"{checkpoint}.partial", checkpoint)
     return model.eval()
 

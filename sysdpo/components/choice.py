@@ -69,7 +69,7 @@ class Choice(LanguageModel):
 
     def _table(self, parents: Parents) -> Tensor:
         """log p(label | parents) of every label: [B, labels], nats."""
-        return self._score(self._every_label(parents)).view(len(parents), -1).log_softmax(-1)
+        return self.score(self._every_label(parents)).view(len(parents), -1).log_softmax(-1)
 
     def _every_label(self, parents: Parents) -> list[Any]:
         return [self._completion(label, row) for row in parents for label in self.labels]
