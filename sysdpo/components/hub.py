@@ -44,7 +44,9 @@ def check_available(repository: str, setting: str = "model.pretrained") -> None:
             return
         HfApi().auth_check(repository)
     except HFValidationError as error:
-        raise SettingError(f"{setting}={repository!r}: is neither a folder nor a hub id of the form owner/name.") from error
+        raise SettingError(
+            f"{setting}={repository!r}: is neither a folder nor a hub id of the form owner/name."
+        ) from error
     except GatedRepoError as error:
         raise SettingError(_line(setting, repository, "it is gated and this machine has no access to it")) from error
     except RepositoryNotFoundError as error:
@@ -60,6 +62,6 @@ def check_available(repository: str, setting: str = "model.pretrained") -> None:
 
 def _line(setting: str, repository: str, reason: str) -> str:
     return (
-        f"{setting}={repository!r}: {reason}; accept its licence at {HUB}/{repository}, log in with `hf auth login` and "
-        f"fetch it with `hf download {repository}`, or name a folder that holds it."
+        f"{setting}={repository!r}: {reason}; accept its licence at {HUB}/{repository}, log in with `hf auth login` "
+        f"and fetch it with `hf download {repository}`, or name a folder that holds it."
     )

@@ -1,5 +1,6 @@
 """Loading a causal language model: which weights, which precision, which adapter."""
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -92,7 +93,8 @@ def load_causal_lm(
         tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **tokens, **changes})
     elif weights == "random" and (shape := architecture_folder(source)) is not None:
-        config = AutoConfig.from_pretrained(shape, **changes)
+        published = json.loads((shape / "config.json").read_text(encoding="utf-8"))
+        config = AutoConfig.for_model(**{**published, **changes})
         tokenizer = local_tokenizer(source, config.vocab_size)
     else:
         if is_hub_id(source):

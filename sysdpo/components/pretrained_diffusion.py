@@ -57,7 +57,7 @@ def build_diffusion(
         weights: `random` keeps the architecture of `pretrained` and draws the weights from `seed`; of the paper's
             models it needs no file and no network. Without `pretrained` it builds `architecture` alone.
         architecture: of random weights: `unet`, `scheduler`, `vae` or `pixel_unshuffle`, and `text_encoders` (a list
-            of CLIP configs) or `language_model` with `max_length`; keys that are not None replace those of `pretrained`.
+            of CLIP configs) or `language_model` with `max_length`; what is not None replaces what `pretrained` has.
         image_size: height and width; null takes the model's own.
     """
     place = resolve_device(device)
@@ -147,7 +147,7 @@ def _architecture(pretrained: str | None, changes: Mapping[str, Any]) -> dict[st
     encoders = [f / "config.json" for name in ("text_encoder", "text_encoder_2") if (f := folder / name).is_dir()]
     if not encoders or not all((folder / name).is_file() for name in names.values()):
         raise SettingError(
-            f"model.weights=random: the architecture of {pretrained!r} is neither shipped nor in a folder of that name; "
+            f"model.weights=random: the architecture of {pretrained!r} is neither shipped nor in a folder so named; "
             "set model.pretrained=null and describe it in model.architecture."
         )
     shape: dict[str, Any] = {part: _config(folder / name) for part, name in names.items()}

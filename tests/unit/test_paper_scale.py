@@ -10,10 +10,10 @@ import torch
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -105,7 +105,9 @@ def test_the_split_has_the_paper_s_sizes_and_those_of_scikit_learn_s_rule() -> N
 
     rows = Dataset.from_dict({"i": list(range(12_859))}).train_test_split(test_size=0.015, seed=0)
     dataset: Any = OmegaConf.to_container(composed("experiment=table2").dataset)
-    pairs = make_pairs([{"x": str(i), "chosen": "a", "rejected": "b"} for i in range(12_859)], _graph(), needs_intermediates=False)
+    pairs = make_pairs(
+        [{"x": str(i), "chosen": "a", "rejected": "b"} for i in range(12_859)], _graph(), needs_intermediates=False
+    )
     data = split(pairs, dataset["evaluation"], dataset["validation"], dataset["seed"])
     assert (len(data.train), len(data.evaluation)) == (12_666, 193) == (len(rows["train"]), len(rows["test"]))
     assert data.validation == []
@@ -118,7 +120,8 @@ def _graph() -> Any:
 
 def test_rows_of_the_hub_s_columns(tmp_path: Path) -> None:
     rows = [
-        {"system": "Be brief.", "question": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No."} for i in range(8)
+        {"system": "Be brief.", "question": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No."}
+        for i in range(8)
     ]
     rows[3]["system"] = ""
     path = tmp_path / "rows.jsonl"
@@ -200,7 +203,8 @@ def test_what_was_downloaded_needs_no_network(monkeypatch: pytest.MonkeyPatch) -
     check_available.cache_clear()
     monkeypatch.setattr(HfApi, "auth_check", refuse)
     monkeypatch.setattr(
-        "sysdpo.components.hub.try_to_load_from_cache", lambda _, name: "/cache/x" if name == "model_index.json" else None
+        "sysdpo.components.hub.try_to_load_from_cache",
+        lambda _, name: "/cache/x" if name == "model_index.json" else None,
     )
     check_available("stabilityai/stable-diffusion-xl-base-1.0")
     check_available.cache_clear()
