@@ -1,0 +1,151 @@
+"""What code would take on real hardware, read off a run of the code itself on tensors that have no memory.
+
+Under `shapes()` every tensor is fake: it has a shape, a type and a lifetime, but no values. Models are trained a step
+and asked for a token by their own code, and a `Meter` sees each operation: which storages it makes and when they
+die (so the bytes alive at any moment, saved activations and recomputation included), its floating-point operations,
+the bytes it reads and writes, and that it is one kernel to launch.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+LOOKUPS = ("embedding", "index", "index_select", "gather")
+"""Operations that read only the rows they return, not the whole of their input."""
+
+
+@contextmanager
+def shapes() -> Iterator[None]:
+    """Inside, tensors have no memory, and attention is the one that GPUs run: scores are never stored whole."""
+    # replaced by name: a function mode is off during the backward pass, where checkpointing computes again
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(F, "scaled_dot_product_attention", _attention):
+        yield
+
+
+def as_shapes(module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Give a module that was built on the `meta` device parameters and buffers of the surrounding `shapes()`.
+
+    Args:
+        dtype: of every floating-point parameter; None keeps each one's own.
+    """
+    made: dict[int, Tensor] = {}  # tied weights stay tied
+
+    def twin(tensor: Tensor) -> Tensor:
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        if id(tensor) not in made:
+            made[id(tensor)] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind, device="cpu")
+        return made[id(tensor)]
+
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(twin(parameter), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = twin(buffer)
+
+
+class Meter(TorchDispatchMode):
+    """Counts what runs inside; may be entered several times.
+
+    Attributes:
+        live: bytes alive now of the storages that were made inside.
+        peak: the most that were alive at once.
+        kernels: {(floating-point operations, bytes read and written): how often}, views left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.kernels: Counter[tuple[int, int]] = Counter()
+        self._known: set[int] = set()
+
+    @property
+    def flops(self) -> int:
+        return sum(flops * n for (flops, _), n in self.kernels.items())
+
+    def seconds(self, flops_per_s: float, bytes_per_s: float, launch_s: float) -> float:
+        """Each kernel takes the longest of its arithmetic, its traffic, and the time to launch it."""
+        return sum(max(f / flops_per_s, b / bytes_per_s, launch_s) * n for (f, b), n in self.kernels.items())
+
+    def reset_peak(self) -> None:
+        self.peak = self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **kwargs)
+        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        for tensor in made:
+            if tensor.untyped_storage()._cdata not in given:  # a view of a weight is no new memory
+                self._watch(tensor)
+        if not func.is_view and func._overloadpacket.__name__ not in ("detach", "empty", "empty_like", "lift_fresh"):
+            self._count(func, args, kwargs, out, made)
+        return out
+
+    def _watch(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any, made: list[Tensor]) -> None:
+        packet = func._overloadpacket
+        flops = int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
+        written = sum(map(_bytes, made))
+        if packet.__name__ in LOOKUPS:
+            moved = 2 * written
+        else:
+            moved = written + sum(_bytes(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        self.kernels[flops, moved] += 1
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of its elements; an expanded tensor is read once."""
+    elements = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        elements *= size if stride else 1
+    return elements * tensor.element_size()
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` as its memory-efficient kernel, which allows any mask."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), -torch.inf)
+        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    saves = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, saves, dropout_p, is_causal, scale=scale
+    )[0]

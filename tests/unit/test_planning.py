@@ -1,0 +1,249 @@
+"""A plan against reality: counts and bytes of what is really built, a real update's peak, arithmetic by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from torch.profiler import ProfilerActivity, profile
+
+from sysdpo.errors import SettingError
+from sysdpo.experiment import build_system
+from sysdpo.objectives import preference_loss
+from sysdpo.planning.estimate import _on_meta, count, make_plan, render
+from sysdpo.planning.hardware import gpu
+from sysdpo.planning.meter import Meter, shapes
+from sysdpo.planning.probes import Step, Texts, decoding, parts, training_step
+from sysdpo.sampling.decoding import next_token_logits
+from sysdpo.system import CompoundSystem, Pair
+from sysdpo.training.preference import Direct
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+WIDE = [
+    "llm.architecture.hidden_size=128",
+    "llm.architecture.intermediate_size=256",
+    "llm.architecture.num_hidden_layers=3",
+    "+llm.architecture.vocab_size=2000",
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("plan", ["scale=smoke", "device=cpu", *overrides])
+
+
+def on_meta(config: DictConfig) -> CompoundSystem:
+    return build_system(OmegaConf.create(_on_meta(OmegaConf.to_container(config, resolve=True))))  # type: ignore[arg-type]
+
+
+# ---- counts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=table2"],
+        ["experiment=table2", "llm.lora=null"],
+        ["experiment=table2", "llm.architecture.tie_word_embeddings=false", "llm.dtype=bfloat16"],
+        ["experiment=table1"],
+    ],
+)
+def test_parameters_and_bytes_are_those_of_the_real_system(overrides: list[str]) -> None:
+    config = composed(*overrides)
+    real, planned = build_system(config), on_meta(config)
+    for name in real.components:
+        expected, part = [], count(planned, name)
+        for network in parts(real, name).values():
+            expected += list(network.parameters())
+        assert part.parameters == sum(p.numel() for p in expected), name
+        assert part.trainable == sum(p.numel() for p in expected if p.requires_grad), name
+        buffers = [b for network in parts(real, name).values() for b in network.buffers()]
+        assert part.weight_bytes == sum(t.numel() * t.element_size() for t in (*expected, *buffers)), name
+        copies = [p for c in getattr(real.component(name), "_frozen_copy", []) for p in c.parameters()]
+        assert part.reference_bytes == sum(p.numel() * p.element_size() for p in copies), name
+    assert not any(p.device.type != "meta" for p in planned.parameters())
+
+
+def test_optimizer_bytes_are_adam_s() -> None:
+    config = composed("experiment=table2")
+    real = build_system(config)
+    trainable = [p for p in real.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable)
+    for parameter in trainable:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
+    planned = on_meta(config)
+    assert sum(count(planned, n).optimizer_bytes for n in planned.components) == sum(t.nbytes for t in state)
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def peak_allocated(work: Any) -> int:
+    """The most bytes that the CPU allocator had given out at once beyond those at the start, as the profiler saw it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+class Update:
+    """One real update of two components on three pairs of equal lengths, and what a plan is told of it."""
+
+    def __init__(self, *overrides: str, checkpointing: bool) -> None:
+        self.config = composed("experiment=table2", "objective=direct", "max_new_tokens=64", *WIDE, *overrides)
+        OmegaConf.set_struct(self.config, False)
+        self.config.llm.update({"gradient_checkpointing": checkpointing, "remember_reference": False})
+        self.system = build_system(self.config)
+        self.pairs = [
+            Pair(i, {"x": f"{i}" * 60}, *({"y": side * 50, "z": side.upper() * 50} for side in ("abc"[i], "def"[i])))
+            for i in range(3)
+        ]
+        row = self.pairs[0].row("chosen")
+        psi1, psi2 = (self.system.component(name).codec for name in ("psi1", "psi2"))  # type: ignore[union-attr]
+        self.asked: dict[str, Texts | int] = {
+            "y": Texts(1, len(psi1.prompt_ids({"x": row["x"]})), 2, len(psi1.completion_ids(row["y"]))),
+            "z": Texts(2, len(psi2.prompt_ids({"x": row["x"], "y": row["y"]})), 1, len(psi2.completion_ids(row["z"]))),
+        }
+        self()  # tokenizers and lazy parts; gradients are in place from here on
+        self.gradients = sum(p.grad.nbytes for p in self.system.parameters() if p.grad is not None)
+
+    def __call__(self) -> None:
+        margin = Direct().compare(self.system, self.pairs, [0, 1, 2]).margin
+        preference_loss(margin, 0.1).sum().backward()
+
+    def planned(self) -> Step:
+        return training_step(on_meta(self.config), self.asked, ["psi1", "psi2"], pairs=3, joint_samples=0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_of_a_real_update_is_within_a_tenth(checkpointing: bool) -> None:
+    update = Update(checkpointing=checkpointing)
+    real = peak_allocated(update) + update.gradients
+    planned = update.planned()
+    assert planned.peak == pytest.approx(real, rel=0.1)
+    if checkpointing:
+        update.config.llm.gradient_checkpointing = False
+        without = update.planned()
+        assert planned.peak < 0.8 * without.peak
+        assert sum(planned.saved.values()) < 0.5 * sum(without.saved.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_on_a_gpu_is_within_a_fifth(checkpointing: bool) -> None:
+    update = Update("device=cuda", checkpointing=checkpointing)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    update()
+    real = torch.cuda.max_memory_allocated() - before + update.gradients
+    assert update.planned().peak == pytest.approx(real, rel=0.2)
+
+
+def test_the_cache_of_a_real_generation_has_the_planned_bytes() -> None:
+    config = composed("experiment=table2", *WIDE)
+    real = build_system(config).component("psi1")
+    ids = torch.zeros(3, 29, dtype=torch.long)
+    with torch.no_grad():
+        _, cache = next_token_logits(real.causal_lm, ids, torch.ones_like(ids), torch.arange(29).expand(3, -1))  # type: ignore[union-attr]
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert held == 2 * 3 * 3 * 2 * (128 // 4) * 29 * 4  # keys and values, layers, texts, heads, width, tokens, fp32
+    planned = decoding(on_meta(config).component("psi1"), texts=3, prompt_tokens=20, new_tokens=10)  # type: ignore[arg-type]
+    assert planned.cache == pytest.approx(held, rel=0.02)  # masks and positions beside it
+    assert planned.peak > planned.cache
+
+
+def test_bytes_alive_by_hand() -> None:
+    meter = Meter()
+    with shapes(), meter:
+        a = torch.empty(1000)  # 4,000 bytes
+        b = a + 1  # 8,000
+        assert meter.live == 8_000
+        a = a[:10]  # a view keeps the whole storage
+        assert meter.live == 8_000
+        del a
+        assert meter.live == 4_000
+        b = b * 2  # the old one lives until the new one is there
+    assert (meter.live, meter.peak) == (4_000, 8_000)
+
+
+def test_operations_by_hand() -> None:
+    meter = Meter()
+    with shapes():
+        layer = torch.nn.Linear(32, 48, bias=False)
+        x = torch.empty(10, 32, requires_grad=True)
+        with meter:
+            layer(x).sum().backward()
+    assert meter.flops == 3 * 2 * 10 * 32 * 48  # forward, gradient of the input, gradient of the weight
+    seconds = meter.seconds(flops_per_s=1.0, bytes_per_s=float("inf"), launch_s=0.0)
+    assert seconds == meter.flops
+    launches = sum(meter.kernels.values())
+    assert meter.seconds(float("inf"), float("inf"), 2.0) == 2.0 * launches
+    with shapes(), Meter() as attention:
+        q = torch.empty(1, 4, 64, 8)
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert attention.flops == 2 * 2 * 4 * 64 * 64 * 8
+    assert attention.peak < 4 * 64 * 64 * 4 + 2 * q.nbytes  # scores are never stored whole
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("experiment", "method"), [("table2", "sysdpo_sampling"), ("table2", "prompted"), ("table1", "sysdpo_direct")]
+)
+def test_every_kind_of_row_has_a_plan(experiment: str, method: str) -> None:
+    plan = make_plan(composed(f"experiment={experiment}", f"method={method}"))
+    text = render(plan)
+    assert plan.fits
+    assert plan.hours > 0
+    for word in ("parameters", "fits", "hours expected", "disk", "missing here"):
+        assert word in text
+    assert any(phase.name.startswith("train") for phase in plan.phases) == (method != "prompted")
+
+
+def test_what_is_missing_and_what_the_judge_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("sysdpo.planning.estimate.is_cached", lambda _: False)
+    config = composed(
+        "experiment=table2",
+        "judge=alpaca_eval",
+        "dataset=orca_pairs",
+        "llm.pretrained=owner/name",
+        "llm.weights=pretrained",
+    )
+    from sysdpo.planning.estimate import Plan, _judge, missing
+
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    lacks = " ".join(missing(config, content))
+    for part in ("https://huggingface.co/owner/name", "OPENAI_API_KEY", "Intel/orca_dpo_pairs"):
+        assert part in lacks
+    plan = Plan("", "h200", gpu("h200"), "")
+    _judge(plan, content)
+    assert "386 calls" in plan.judge  # 193 rows against the chosen answer and the untrained system's
+    prompt = 386 * (170 + 220 + 2 * 220)
+    assert f"${(prompt * 2.5 + 386 * 10) / 1e6:.2f}" in plan.judge
+    with pytest.raises(SettingError, match="did you mean 'h200'"):
+        gpu("h20")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "overrides"),
+    [
+        ("table2", ["plan.gpu=h200"]),
+        ("table2", ["plan.gpu=a100_80gb"]),
+        ("table1", ["plan.gpu=a100_80gb", "plan.one_gpu_each=true"]),
+    ],
+)
+def test_the_paper_s_tables_fit(experiment: str, overrides: list[str]) -> None:
+    plan = make_plan(composed("scale=paper", f"experiment={experiment}", *overrides))
+    assert plan.fits, render(plan)
