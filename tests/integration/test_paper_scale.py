@@ -1,0 +1,218 @@
+"""scale=paper from end to end: the paper's classes and shipped configs, shrunk, with random weights on a CPU."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sysdpo.components.language_model import build_language_model
+from sysdpo.components.pretrained_diffusion import build_diffusion
+from sysdpo.components.text import byte_tokenizer
+from sysdpo.components.weights import architecture_folder
+from sysdpo.training.loop import Trainer
+from tests.image_systems import make_diffusion
+from tests.integration.commands import ROOT, train_in_process
+from tests.systems import LORA
+
+LM = {
+    "num_hidden_layers": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+CLIP = "{hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, projection_dim: 16}"
+
+
+def language_model(name: str) -> list[str]:
+    return [
+        f"{name}.weights=random",
+        f"{name}.dtype=float32",
+        *(f"{'' if key == 'num_hidden_layers' else '+'}{name}.architecture.{key}={value}" for key, value in LM.items()),
+    ]
+
+
+def diffusion(name: str, blocks: str, encoders: int, cross: int, **unet: Any) -> list[str]:
+    shape = {"block_out_channels": blocks, "norm_num_groups": 4, "cross_attention_dim": cross, **unet}
+    return [
+        f"{name}.weights=random",
+        f"{name}.dtype=float32",
+        f"{name}.image_size=64",
+        f"{name}.num_inference_steps=2",
+        f"{name}.architecture.unet.layers_per_block=1",
+        *(f"+{name}.architecture.unet.{key}={value}" for key, value in shape.items()),
+        f"+{name}.architecture.vae={{block_out_channels: [4, 4, 4, 4], norm_num_groups: 2, layers_per_block: 1}}",
+        f"+{name}.architecture.text_encoders=[{', '.join([CLIP] * encoders)}]",
+    ]
+
+
+TABLE1 = [
+    "experiment=table1",
+    "scale=paper",
+    "device=cpu",
+    "max_new_tokens=9",
+    "parser=even",
+    "scorer.folder=null",
+    "scorer.architecture={embedding_size: 4, hidden_sizes: [4, 4, 4, 4], depths: [1, 1, 1, 1], layer_type: basic}",
+    "dataset.attributes=[bright]",
+    "dataset.min_gap=0",
+    "sizes={prompts_per_attribute: 1, evaluation_prompts_per_attribute: 1, samples: 3, validation: 0}",
+    *language_model("captioner"),
+    *diffusion("diffusion", "[4, 4, 8, 8]", 1, 16, attention_head_dim=2),
+    *diffusion(
+        "dataset.generator",
+        "[4, 8, 8]",
+        2,
+        32,
+        attention_head_dim="[2, 2, 2]",
+        transformer_layers_per_block="[1, 1, 1]",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=40,  # 6 time ids of 4 and a pooled text of 16
+    ),
+]
+TABLE2 = [
+    "experiment=table2",
+    "scale=paper",
+    "device=cpu",
+    "judge=none",
+    "max_new_tokens=5",
+    "dataset.evaluation=2",
+    *language_model("llm"),
+]
+TRAINING = [
+    "training.batch_size=2",
+    "training.micro_batch_size=1",
+    "training.learning_rate=1e-3",
+    "training.checkpoint_every=1",
+]
+
+
+@pytest.mark.parametrize(("name", "overrides"), [("table1", TABLE1), ("table2", TABLE2)])
+def test_sample_train_checkpoint_resume_evaluate(
+    name: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is interrupted after its first update ends with the weights of one that was not."""
+    rows = [{"system": "s", "question": f"q{i}", "chosen": f"good {i}", "rejected": "bad"} for i in range(6)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = [f"dataset.path={data}"] if name == "table2" else []
+    more += ["training.validate_every=0", "training.steps=2", *TRAINING]
+    assert train_in_process([*overrides, *more, f"outputs={tmp_path / 'whole'}"], monkeypatch) == 0
+
+    real = Trainer._update
+
+    def dying(self: Trainer) -> dict[str, float]:
+        if self.step == 1:
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "_update", dying)
+    assert train_in_process([*overrides, *more, f"outputs={tmp_path / 'cut'}"], monkeypatch) == 130
+    monkeypatch.setattr(Trainer, "_update", real)
+    assert train_in_process([*overrides, *more, f"outputs={tmp_path / 'cut'}"], monkeypatch) == 0
+    whole, cut = (next((tmp_path / kind).glob(f"{name}/paper/*/seed=0")) for kind in ("whole", "cut"))
+    first, second = (torch.load(run / "checkpoints" / "newest.pt", weights_only=True) for run in (whole, cut))
+    assert first["step"] == second["step"] == 2
+    assert first["weights"].keys() == second["weights"].keys()
+    for key, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][key]), key
+    metrics = json.loads((cut / "metrics.json").read_text())
+    assert ("preference_score" in metrics) == (name == "table1")
+    assert (cut / "samples" / "evaluation.jsonl").read_text().strip()
+    assert [*(cut / "adapters").glob("*/*.safetensors")]
+
+
+# ---- folders in the hub's layout go the way of hub ids -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen1.5-1.8B-Chat"])
+def test_a_language_model_by_path(name: str, tmp_path: Path) -> None:
+    folder = architecture_folder(name)
+    assert folder is not None
+    torch.manual_seed(0)
+    published = json.loads((folder / "config.json").read_text())
+    config = AutoConfig.for_model(**{**published, **LM, "vocab_size": 300})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    settings: Any = {"dtype": "float32", "device": "cpu", "lora": LORA, "max_new_tokens": 8}
+    component = build_language_model(pretrained=str(tmp_path), prompt={"user": "{x}"}, **settings)
+    assert type(component.causal_lm) is type(model)
+    [score] = component.log_prob(["ab"], [{"x": "q"}])
+    ids = [*component.codec.prompt_ids({"x": "q"}), *component.codec.completion_ids("ab")]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    start = len(ids) - len(component.codec.completion_ids("ab"))
+    expected = sum(float(logits[i - 1, ids[i]]) for i in range(start, len(ids)))
+    assert float(score) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_diffusion_pipeline_by_path(kind: str, tmp_path: Path) -> None:
+    made: Any = make_diffusion(kind=kind)
+    for name, part in {"unet": made.unet, "vae": made.codec.vae, "scheduler": made.scheduler}.items():
+        part.save_pretrained(tmp_path / name)
+    for (tokenizer, model), suffix in zip(made.captions.encoder.encoders, ("", "_2"), strict=False):
+        tokenizer.save_pretrained(tmp_path / f"tokenizer{suffix}")
+        model.save_pretrained(tmp_path / f"text_encoder{suffix}")
+    settings: Any = {
+        "bound": {"beta": 0.1},
+        "dtype": "float32",
+        "device": "cpu",
+        "num_inference_steps": 2,
+        "guidance_scale": 2.0,
+    }
+    loaded = build_diffusion(pretrained=str(tmp_path), **settings)
+    [[expected]], [[image]] = (d.sample([{"caption": "a lake"}], 1, [3]) for d in (made, loaded))
+    torch.testing.assert_close(image, expected)
+    fresh = build_diffusion(pretrained=str(tmp_path), weights="random", seed=5, **settings)
+    shapes = [[(n, p.shape) for n, p in d.unet.named_parameters()] for d in (made, fresh)]
+    assert shapes[0] == shapes[1]
+    assert not torch.equal(next(fresh.unet.parameters()), next(made.unet.parameters()))
+
+
+# ---- the benchmark -------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_s_variants_reach_the_same_losses(tmp_path: Path) -> None:
+    """TRL's trainer and all of ours do the same updates from the same start, so their times can be compared."""
+    path = ROOT / "scripts" / "benchmarks" / "training_step.py"
+    spec = importlib.util.spec_from_file_location("training_step", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules["training_step"] = script
+    spec.loader.exec_module(script)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **LM, vocab_size=300, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    lengths = ["--batch-size", "2", "--prompt-tokens", "20", "--completion-tokens", "12", "--rounds", "3"]
+    script.RATE = 1e-2
+    result = script.main(
+        [
+            "--model",
+            str(tmp_path / "model"),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            *lengths,
+            "--results",
+            str(tmp_path),
+        ]
+    )
+    losses = [variant["losses"] for variant in result["variants"].values()]
+    assert len(losses) == 4
+    assert losses[0][0] == pytest.approx(0.693147, abs=1e-4)
+    assert abs(losses[0][-1] - losses[0][0]) > 1e-3
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], abs=2e-4)
+    [written] = tmp_path.glob("*.json")
+    assert json.loads(written.read_text())["variants"].keys() == result["variants"].keys()
+    assert all(v["median_seconds"] > 0 for v in result["variants"].values())
