@@ -76,7 +76,7 @@ wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|t
 .PHONY: reproduce-moa report-moa draw-systems
 
 reproduce-moa: $(READY)  ## seven models in two layers: train every row, judge it, print the table
-	$(RUN) scripts/train.py -m experiment=moa $(COMMON) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/train.py -m experiment=moa $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
 	$(RUN) scripts/report.py experiment=moa $(COMMON) $(ARGS)
 
 report-moa: $(READY)  ## the table and figures of the runs that exist
@@ -106,6 +106,14 @@ export ASK
 
 demo: $(READY)  ## an aligned run on your own prompt, before and after: ASK="…" EXPERIMENT=table1|table2 or ALIGNED=folder
 	@$(RUN) scripts/generate.py run=$(ALIGNED) $(if $(ASK),"ask=$$ASK") $(ARGS)
+
+.PHONY: plan benchmark
+
+plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: SCALE=paper EXPERIMENT=table1 ARGS="plan.gpu=a100_80gb"
+	@$(foreach e,$(EXPERIMENTS),$(RUN) scripts/plan.py experiment=$(e) $(COMMON) $(ARGS) &&) true
+
+benchmark: $(READY)  ## our training step beside TRL's and beside our own without its optimisations: ARGS="--model … --device cuda"
+	$(RUN) scripts/benchmarks/training_step.py $(ARGS)
 
 test: $(READY) lint  ## everything but the slow and the GPU tier
 	$(RUN) -m pytest
