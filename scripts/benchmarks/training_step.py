@@ -39,7 +39,7 @@ OURS = {
     "ours, reference not remembered": {"remember_reference": False},
     "ours, plain": {"share_prefix": False, "head_on_completions": False, "remember_reference": False},
 }
-GRAPH = {"x": {"role": "input"}, "y": {"role": "final", "component": "m", "parents": ["x"]}}
+GRAPH: dict[str, dict[str, Any]] = {"x": {"role": "input"}, "y": {"role": "final", "component": "m", "parents": ["x"]}}
 Step = Callable[[], float]
 
 
@@ -123,8 +123,9 @@ def trl_step(component: LanguageModel, pairs: Sequence[Pair], args: argparse.Nam
         processing_class=codec.tokenizer,
     )
     trainer.current_gradient_accumulation_steps = 1  # set by train(), which is not run here
-    model = trainer.model
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(rows))])
+    model: Any = trainer.model
+    data: Any = trainer.train_dataset
+    batch = trainer.data_collator([data[i] for i in range(len(rows))])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
 
     def step() -> float:
