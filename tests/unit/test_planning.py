@@ -124,11 +124,11 @@ class Update:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_peak_of_a_real_update_is_within_a_tenth(checkpointing: bool) -> None:
+def test_the_plan_lies_on_the_safe_side_of_a_real_update_by_at_most_fifteen_percent(checkpointing: bool) -> None:
     update = Update(checkpointing=checkpointing)
     real = peak_allocated(update) + update.gradients
     planned = update.planned()
-    assert planned.peak == pytest.approx(real, rel=0.1)
+    assert real <= planned.peak <= 1.15 * real
     if checkpointing:
         update.config.llm.gradient_checkpointing = False
         without = update.planned()
