@@ -371,10 +371,12 @@ def test_the_key_stays_out_of_cache_logs_and_errors(
 
 
 JUDGE_IN_A_PROCESS = """
+import signal
 import sys
 from pathlib import Path
 from sysdpo.evaluation.judges.alpaca_eval import AlpacaEvalJudge
 from sysdpo.evaluation.judges.endpoint import ChatEndpoint
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands it down ignored
 url, cache, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 endpoint = ChatEndpoint(url, "TEST_JUDGE_KEY", concurrency=2)
 outputs = ["a long answer" if i % 2 == 0 else "no" for i in range(n)]

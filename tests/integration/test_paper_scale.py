@@ -120,7 +120,8 @@ def test_sample_train_checkpoint_resume_evaluate(
     assert first["step"] == second["step"] == 2
     assert first["weights"].keys() == second["weights"].keys()
     for key, value in first["weights"].items():
-        assert torch.equal(value, second["weights"][key]), key
+        # the last bits of a convolution's gradient differ from run to run, and Adam divides by small gradients
+        torch.testing.assert_close(value, second["weights"][key], rtol=1e-3, atol=2e-5, msg=key)
     metrics = json.loads((cut / "metrics.json").read_text())
     assert ("preference_score" in metrics) == (name == "table1")
     assert (cut / "samples" / "evaluation.jsonl").read_text().strip()

@@ -173,7 +173,10 @@ class TestSplit:
 
 def test_the_orca_sample_loads(shared_data: Path, tmp_path: Path) -> None:
     source = Recorded(
-        str(shared_data / "orca_pairs_sample.jsonl"), 0.015, 8, {"x": "{system}\n\n{question}"}, limit=None
+        str(shared_data / "orca_pairs_sample.jsonl"),
+        evaluation=0.015,
+        validation=8,
+        inputs={"x": "{system}\n\n{question}"},
     )
     data = source.prepare(make_two_llm(), tmp_path, needs_intermediates=False)
     assert len(data.evaluation) == 4  # ceil(0.015 * 240)
