@@ -80,8 +80,7 @@ def load_causal_lm(
         raise SettingError(f"model.weights={weights!r}: write pretrained or random.")
     place = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, place)
-    if attention == "auto":
-        attention = "sdpa"
+    attention = "sdpa" if attention == "auto" else attention
     source = str(pretrained_folder(pretrained)) if pretrained in WHEELS else pretrained
     if source is not None and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise SettingError(f"model.pretrained={source!r}: there is no such folder.")
