@@ -83,8 +83,9 @@ def _run(config: DictConfig) -> dict[str, Any]:
             raise SettingError(
                 f"training.evaluate_every={settings.evaluate_every} needs a measure and evaluation rows; set it to 0."
             )
-    if measure is not None and data.evaluation and measure.answer not in system.graph.variables:
-        raise SettingError(f"evaluation.answer: {nearest(measure.answer, [v.name for v in system.graph.finals])}")
+    for key, name in measure.variables.items() if measure is not None and data.evaluation else ():
+        if name not in system.graph.variables:
+            raise SettingError(f"evaluation.{key}: {nearest(name, [v.name for v in system.graph.generated])}")
 
     run_id = folder.run_id(resolved)
     logger = _logger(config, resolved, run_id)

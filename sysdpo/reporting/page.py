@@ -70,8 +70,13 @@ def _section(heading: str, content: str, kind: str = "") -> str:
 
 
 def _results(table: Table) -> str:
-    first = "".join(f"<th colspan='2' scope='colgroup'>{text(heading)}</th>" for heading in table.metrics.values())
-    second = "<th scope='col'>ours</th><th scope='col'>paper</th>" * len(table.metrics)
+    first = second = ""
+    for metric, heading in table.metrics.items():
+        if table.in_paper(metric):
+            first += f"<th colspan='2' scope='colgroup'>{text(heading)}</th>"
+            second += "<th scope='col'>ours</th><th scope='col'>paper</th>"
+        else:
+            first += f"<th rowspan='2' scope='col'>{text(heading)}</th>"
     lines = []
     for row in table.rows:
         cells = "".join(_cells(table, row, metric) for metric in table.metrics)
@@ -86,7 +91,7 @@ def _results(table: Table) -> str:
 
 
 def _cells(table: Table, row: Row, metric: str) -> str:
-    paper = f"<td class='paper'>{show_paper(table, row, metric)}</td>"
+    paper = f"<td class='paper'>{show_paper(table, row, metric)}</td>" if table.in_paper(metric) else ""
     if metric not in row.cells:
         return f"<td class='gap'>{'missing' if not row.runs else '–'}</td>{paper}"
     cell, places = row.cells[metric], decimals(table, metric)

@@ -39,6 +39,10 @@ class Table:
     notes: list[str]
     overrides: tuple[str, ...]
 
+    def in_paper(self, metric: str) -> bool:
+        """Whether the paper has a figure of it, for any row: a column beside ours."""
+        return any(metric in row.paper for row in self.rows)
+
     def command(self, methods: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> str:
         """The command that trains and judges these rows under these seeds, with further settings."""
         values = [f"method={','.join(methods)}", f"seed={','.join(map(str, seeds))}"]
@@ -227,12 +231,15 @@ def as_csv(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    header = ["Method", *(text for heading in table.metrics.values() for text in (heading, "paper"))]
+    header = ["Method"]
+    for metric, heading in table.metrics.items():
+        header += [heading, "paper"] if table.in_paper(metric) else [heading]
     lines = [header]
     for row in table.rows:
         line = [row.title]
         for metric in table.metrics:
-            line += [show(table, row, metric), show_paper(table, row, metric)]
+            paper = [show_paper(table, row, metric)] if table.in_paper(metric) else []
+            line += [show(table, row, metric), *paper]
         lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

@@ -194,6 +194,19 @@ def test_best_of_n_counts_the_best_of_each_row() -> None:
     assert metrics["preference_score"]["n"] == 2
 
 
+def test_the_share_of_captions_that_name_the_place_is_measured_where_rows_have_one() -> None:
+    rows = [{"x": x, "attribute": "fog", "place": "city street"} for x in "ab"]
+    outputs = [
+        {"captions": ["A City Street.", "A street.", "The city street in fog."], "z": grey(0, 0.5, 1)},
+        {"captions": [], "z": []},
+    ]
+    metrics, records = Progression(Redness(), "z", captions="captions").measure(rows, outputs, None)
+    assert [r["place_named"] for r in records] == pytest.approx([200 / 3, 0.0])
+    assert metrics["place_named"]["value"] == pytest.approx(100 / 3)
+    placeless = [{**rows[0], "place": ""}, rows[1]]
+    assert "place_named" not in Progression(Redness(), "z", captions="captions").measure(placeless, outputs, None)[0]
+
+
 def test_a_strip_shows_the_images_from_left_to_right() -> None:
     picture = np.asarray(strip([torch.full((3, 40, 40), level) for level in (0, 0.5, 1)]))
     assert picture.shape == (80, 248, 3)  # twice 40, and two gaps of 2

@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 
 from sysdpo.errors import SettingError
-from sysdpo.reporting.figures import curves, sweep_rows, write_figures
+from sysdpo.reporting.figures import Drawn, curves, sweep_rows, write_figures
 from sysdpo.reporting.gallery import text
-from sysdpo.reporting.page import write_report
+from sysdpo.reporting.page import render, write_report
 from sysdpo.reporting.pooling import Cell, row_numbers
 from sysdpo.reporting.runs import RunFolder, find_runs
 from sysdpo.reporting.tables import Table, as_markdown, make_table, write_table
@@ -263,6 +263,13 @@ def test_figures_around_one_have_three_decimals(tmp_path: Path, methods: Path) -
     write_run(tmp_path, "ours", 0, figure=(0.1844, 0.0411))
     markdown = as_markdown(table_of(tmp_path, methods, paper={"ours": {"rate": 0.25}}))
     assert re.search(r"\| 0\.184 ± 0\.041 \| +0\.25 \|", markdown)
+
+
+def test_only_metrics_of_the_paper_have_a_column_for_it(root: Path, methods: Path) -> None:
+    alone = table_of(root, methods, paper={})
+    assert "paper" not in as_markdown(alone).splitlines()[2]
+    assert ">paper<" not in render(alone, Drawn([], []))
+    assert as_markdown(table_of(root, methods)).splitlines()[2].count("paper") == 1
 
 
 def test_an_unknown_error_is_null_and_not_nan(tmp_path: Path, methods: Path) -> None:
