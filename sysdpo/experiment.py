@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -301,16 +301,24 @@ def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[di
 
 
 def generate(
-    system: CompoundSystem, rows: list[dict[str, Any]], seed: int, batch_size: int, description: str
+    system: CompoundSystem,
+    rows: Sequence[dict[str, Any]],
+    seed: int,
+    batch_size: int,
+    description: str,
+    only: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """One run of the system for each row; row i is drawn from the i-th stream of `seed`."""
-    inputs = [v.name for v in system.graph.inputs]
+    """One run of the system for each row; row i is drawn from the i-th stream of `seed`.
+
+    `only`: the variables to draw, all others being in the rows; None: all that are generated.
+    """
+    given = [v.name for v in (system.graph.inputs if only is None else system.graph) if v.name not in (only or ())]
     starts = range(0, len(rows), batch_size)
     outputs: list[dict[str, Any]] = []
     for start in progress(starts, description, total=len(starts)):
         part = rows[start : start + batch_size]
         seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
-        outputs += system.generate([{name: row[name] for name in inputs} for row in part], seeds)
+        outputs += system.generate([{name: row[name] for name in given} for row in part], seeds, only=only)
     return outputs
 
 

@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from sysdpo.cli import CONFIG
+from sysdpo.errors import SettingError
+from sysdpo.headroom import headroom
 from sysdpo.reporting.figures import write_figures
 from tests.integration.commands import start, train_in_process
 
@@ -97,3 +99,33 @@ def test_sampling_is_refused_in_one_line(
     error = capsys.readouterr().err.splitlines()[-1]
     assert "'diffusion' has no exact likelihood" in error
     assert "objective=direct" in error
+
+
+def ask(**settings: Any) -> str:
+    return headroom(OmegaConf.merge(OmegaConf.load(CONFIG / "headroom.yaml"), settings))
+
+
+def test_pictures_are_redrawn_while_captions_stay(table: Path) -> None:
+    first, *lines = ask(run=str(table / "before" / "seed=0"), draws=2).splitlines()
+    assert first.startswith("z of")
+    assert "12 rows, 2 draws each" in first
+    found = {line.split(":")[0].strip(): line for line in lines}
+    assert set(found) == {"preference_score", "order_consistency", "parse_failures", "place_named"}
+    captions_alone = metrics_of(table / "before" / "seed=0")["place_named"]["value"]
+    assert f"mean {captions_alone:.3f}, best of 2 {captions_alone:.3f}" in found["place_named"]
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "parts"),
+    [
+        ("nowhere", {}, ["nowhere", "no finished run"]),
+        ("before", {"draws": 1}, ["draws=1", "at least 2"]),
+        ("before", {"variable": "q"}, ["variable", "unknown 'q'"]),
+        ("best_of_n", {}, ["best_of_n", "name a run that draws one a row"]),
+    ],
+)
+def test_a_headroom_that_cannot_be_measured_is_refused(table: Path, row: str, settings: Any, parts: list[str]) -> None:
+    with pytest.raises(SettingError) as error:
+        ask(run=str(table / row / "seed=0"), **settings)
+    for part in parts:
+        assert part in str(error.value)
