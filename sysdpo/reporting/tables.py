@@ -271,4 +271,4 @@ def decimals(table: Table, metric: str) -> int:
     """One decimal for percentages, three for figures around one."""
     ours = [abs(row.cells[metric].value) for row in table.rows if metric in row.cells]
     papers = [abs(row.paper[metric]) for row in table.rows if metric in row.paper]
-    return 1 if max(ours + papers, default=0.0) >= 10 else 3
+    return 1 if "%" in table.metrics[metric] or max(ours + papers, default=0.0) >= 10 else 3
