@@ -26,7 +26,8 @@ def failed(error: Exception) -> JobFailed:
 def explain(error: BaseException) -> str | None:
     """One line for a mistake in the config, a data set or a file; None for anything else, which is a bug."""
     from hydra.errors import HydraException, InstantiationException, MissingConfigException
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf import DictConfig
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
     from sysdpo.errors import SettingError, nearest
     from sysdpo.graph import GraphError
@@ -40,6 +41,11 @@ def explain(error: BaseException) -> str | None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         extra = "; pip install 'sysdpo[launchers]' adds joblib and submitit" if group == "hydra/launcher" else ""
         return f"{group}: {nearest(name, error.options)}{extra}"
+    lacking = error.__cause__
+    if isinstance(lacking, ConfigAttributeError | ConfigKeyError) and isinstance(lacking.parent_node, DictConfig):
+        known = [key for key in map(str, lacking.parent_node) if not key.startswith("_")]
+        remedy = str(error).splitlines()[-1]  # Hydra's: how to add a key
+        return f"{lacking.full_key}: {nearest(str(lacking.key), known)}. {remedy}"
     if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
         return one_line(error)
     return None

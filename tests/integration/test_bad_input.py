@@ -42,8 +42,11 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["beta_=1"], ["beta_"]),
-        (["training.step=3"], ["training.step", "step"]),
+        (["beta_=1"], ["beta_: unknown 'beta_'; did you mean 'beta'?"]),
+        (["training.step=3"], ["training.step: unknown 'step'; did you mean 'steps'?", "use +training.step=3"]),
+        (["trainning.steps=3"], ["trainning: unknown 'trainning'; did you mean 'training'?"]),
+        (["smapler=monte_carlo"], ["smapler: unknown 'smapler'; did you mean 'sampler'?"]),
+        (["training.learning_rates.psi1=1"], ["unknown 'psi1'. Known: none", "use +training.learning_rates.psi1=1"]),
         (["+training.step=3"], ["training: unknown 'step'", "did you mean 'steps'"]),
         (["method=sysdpo_samplign"], ["method: unknown 'sysdpo_samplign'", "did you mean 'sysdpo_sampling'"]),
         (["system=two_lm"], ["system: unknown 'two_lm'", "did you mean 'two_llm'"]),
@@ -60,7 +63,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["system.components.psi2.prompt.user='{draft}'"], ["psi2", "{draft}", "not a parent"]),
         (["sampler.k=0"], ["sampler.k=0", "at least 1"]),
         (["sampler.draw.groups=3"], ["groups=3", "more beam groups"]),
-        (["sampler.kk=3"], ["sampler.kk"]),
+        (["sampler.kk=3"], ["sampler.kk: unknown 'kk'; did you mean 'k'? Known: draw, k."]),
         (["beta=-1"], ["beta=-1"]),
         (["training.steps=0"], ["training.steps=0"]),
         (["training.link=sigmoidd"], ["link", "did you mean 'sigmoid'"]),
