@@ -20,6 +20,7 @@ from sysdpo.data.verifiable import make_instructions
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.oracle import score
 from sysdpo.progress import progress
+from sysdpo.reporting.runs import read_jsonl, write_jsonl
 from sysdpo.system import CompoundSystem, Pair
 
 disable_progress_bars()
@@ -187,10 +188,10 @@ def draw_samples(
     system: CompoundSystem, prompts: Sequence[Row], n: int, seed: int, batch_size: int, partial: Path
 ) -> list[list[dict[str, Any]]]:
     """`n` samples of all generated variables for each prompt; kept batch by batch, so that a killed build goes on."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
     names = [v.name for v in system.graph.generated]
     inputs = [v.name for v in system.graph.inputs]
-    done = _read_partial(partial)
+    done = read_jsonl(partial)
+    write_jsonl(partial, done)
     requests = [(i, k) for i in range(len(prompts)) for k in range(n)]
     batches = range(len(done), len(requests), batch_size)
     with partial.open("a", encoding="utf-8") as file:
@@ -206,15 +207,6 @@ def draw_samples(
                 done.append(sample)
             file.flush()
     return [done[i * n : (i + 1) * n] for i in range(len(prompts))]
-
-
-def _read_partial(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file whose writer may have been killed; a torn last line is removed."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if whole != lines:
-        path.write_text("".join(whole), encoding="utf-8")
-    return [json.loads(line) for line in whole]
 
 
 def _store(folder: Path, parts: Mapping[str, list[Row]], card: Mapping[str, Any]) -> None:

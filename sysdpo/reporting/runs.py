@@ -26,6 +26,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -33,7 +34,12 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The whole lines of a file whose writer may have been killed: a torn last one does not count; [] without a file.
+
+    Who goes on with such a file writes what was read with `write_jsonl` first.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def environment() -> dict[str, str]:
@@ -71,13 +77,11 @@ class RunFolder:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        file = self.path / "samples" / "evaluation.jsonl"
-        return read_jsonl(file) if file.exists() else []
+        return read_jsonl(self.path / "samples" / "evaluation.jsonl")
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        file = self.path / "metrics.jsonl"
-        return read_jsonl(file) if file.exists() else []
+        return read_jsonl(self.path / "metrics.jsonl")
 
     def image(self, value: Any) -> Path | None:
         """The image file that a sample names, relative to `samples/` or to the run; None if it names none."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from sysdpo.errors import SettingError, nearest
 from sysdpo.objectives import Link, preference_loss
 from sysdpo.progress import bar
+from sysdpo.reporting.runs import read_jsonl, write_jsonl
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.preference import Comparison, Preference
@@ -165,19 +166,8 @@ class Trainer:
 
     def _update(self) -> dict[str, float]:
         started = time.perf_counter()
-        s = self.settings
-        batch = self._batch(self.step)
-        sums: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        for start in range(0, len(batch), s.micro_batch_size):
-            pairs = batch[start : start + s.micro_batch_size]
-            compared = self.preference.compare(self.system, pairs, [self._seed(p, self.step) for p in pairs])
-            loss = self._loss(compared)
-            # summed here and divided by the whole batch: accumulation gives the gradient of one large batch
-            (loss.sum() / len(batch)).backward()
-            for name, value in measure(compared, loss.detach(), s.beta).items():
-                sums[name] = sums.get(name, 0.0) + value
-        metrics = {name: total if name.startswith("count/") else total / len(batch) for name, total in sums.items()}
+        metrics = self._means(self._batch(self.step), self.step)
         metrics |= self._diagnostics()
         metrics |= self._gradient_norms()
         for group in self.optimizer.param_groups:
@@ -186,6 +176,21 @@ class Trainer:
         self.scheduler.step()
         metrics["seconds"] = time.perf_counter() - started
         return metrics
+
+    def _means(self, pairs: Sequence[Pair], step: int) -> dict[str, float]:
+        """Means over the pairs, sums of counts; with gradients enabled, those of the mean loss are added up."""
+        size, beta = self.settings.micro_batch_size, self.settings.beta
+        sums: dict[str, float] = {}
+        for start in range(0, len(pairs), size):
+            part = pairs[start : start + size]
+            compared = self.preference.compare(self.system, part, [self._seed(p, step) for p in part])
+            loss = self._loss(compared)
+            if torch.is_grad_enabled():
+                # summed here and divided by all pairs: accumulation gives the gradient of one large batch
+                (loss.sum() / len(pairs)).backward()
+            for name, value in measure(compared, loss.detach(), beta).items():
+                sums[name] = sums.get(name, 0.0) + value
+        return {name: total if name.startswith("count/") else total / len(pairs) for name, total in sums.items()}
 
     def _loss(self, compared: Comparison) -> Tensor:
         s = self.settings
@@ -226,15 +231,8 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        s, pairs = self.settings, self.validation_pairs
-        for start in range(0, len(pairs), s.micro_batch_size):
-            part = pairs[start : start + s.micro_batch_size]
-            compared = self.preference.compare(self.system, part, [self._seed(p, 0) for p in part])
-            loss = self._loss(compared)
-            for name, value in measure(compared, loss, s.beta).items():
-                sums[name] = sums.get(name, 0.0) + value
-        metrics = {f"validation/{k}": v / len(pairs) for k, v in sums.items() if not k.startswith("count/")}
+        measured = self._means(self.validation_pairs, 0)
+        metrics = {f"validation/{k}": v for k, v in measured.items() if not k.startswith("count/")}
         metrics |= {f"validation/{k}": v for k, v in self._diagnostics().items()}
         margin = metrics["validation/rewards/margins"]
         if margin > self.best.margin:
@@ -272,16 +270,14 @@ class Trainer:
         saved = read_checkpoint(self.folder / "checkpoints")
         log = self.folder / "metrics.jsonl"
         if saved is None:
-            log.write_text("")
+            write_jsonl(log, [])
             return
         load_trainable(self.system, saved["weights"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         self.step, self.best = saved["step"], Best(**saved["best"])
         # steps that were logged after the checkpoint are about to be repeated
-        lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]  # no torn one
-        kept = [line.strip() for line in lines if json.loads(line)["step"] <= self.step]
-        log.write_text("".join(f"{line}\n" for line in kept))
+        write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= self.step])
 
 
 def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]:

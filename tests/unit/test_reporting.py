@@ -21,7 +21,7 @@ from sysdpo.reporting.figures import Drawn, curves, sweep_rows, write_figures
 from sysdpo.reporting.gallery import text
 from sysdpo.reporting.page import render, write_report
 from sysdpo.reporting.pooling import Cell, row_numbers
-from sysdpo.reporting.runs import RunFolder, find_runs
+from sysdpo.reporting.runs import RunFolder, find_runs, read_jsonl
 from sysdpo.reporting.tables import Table, as_markdown, make_table, write_table
 
 GRAPH = {
@@ -450,6 +450,14 @@ def test_a_run_says_where_it_is_made_when_it_is_opened(tmp_path: Path) -> None:
     assert run.environment["device"] == "an accelerator"
     assert run.environment["torch"] == version("torch")
     assert run.config == {"beta": 0.1}
+
+
+def test_a_torn_last_line_does_not_count_and_no_file_has_no_lines(tmp_path: Path) -> None:
+    assert read_jsonl(tmp_path / "none.jsonl") == []
+    file = tmp_path / "lines.jsonl"
+    for torn in ("", '{"a"', '{"a": 3}'):  # nothing that was not ended was wholly written
+        file.write_text('{"a": "one\u2028"}\n{"a": 2}\n' + torn, encoding="utf-8")
+        assert read_jsonl(file) == [{"a": "one\u2028"}, {"a": 2}]
 
 
 def test_images_of_samples_are_part_of_the_page(root: Path, methods: Path) -> None:
