@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import make_pairs, read_rows
-from sysdpo.data.sources import Recorded, split
+from sysdpo.data.sources import Recorded, draw_samples, split
 from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
 from tests.systems import FIVE_NODES, TWO_LLM, make_two_llm
@@ -199,3 +199,15 @@ class TestRanking:
         assert ranked_pairs([0.2, 0.9, 0.2, 0.5], min_gap=0.35) == [(1, 0), (1, 2), (1, 3)]
         assert ranked_pairs([1.0, 1.0]) == []
         assert len(ranked_pairs([1.0, 2.0, 3.0, 4.0])) == 6
+
+
+def test_samples_of_a_killed_build_go_on_after_the_last_whole_line(tmp_path: Path) -> None:
+    system, prompts = make_two_llm(), [{"x": "a"}, {"x": "b"}]
+    files = {name: tmp_path / name / "train.partial.jsonl" for name in ("whole", "killed")}
+    whole = draw_samples(system, prompts, 2, 0, 1, files["whole"])
+    lines = files["whole"].read_text().splitlines(keepends=True)
+    files["killed"].parent.mkdir()
+    files["killed"].write_text(lines[0] + lines[1][:-5])
+    assert draw_samples(system, prompts, 2, 0, 1, files["killed"]) == whole
+    assert files["killed"].read_text() == "".join(lines)
+    assert len(lines) == 4
