@@ -236,7 +236,9 @@ def align(
             logger.log,
             lambda: curve_point(config, system, rows, measure),
         ).run()
-        metrics = {"best_step": best.step, "validation_margin": best.margin}
+        metrics = {"best_step": best.step}
+        if settings.validate_every:
+            metrics["validation_margin"] = best.margin
     save_components(system, system.trainable, folder / "adapters")
     return metrics
 

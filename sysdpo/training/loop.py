@@ -154,8 +154,9 @@ class Trainer:
                     self._checkpoint()
                 progress.set_postfix_str(f"loss {metrics['loss']:.3f} margin {metrics['rewards/margins']:.2f}")
                 progress.update()
-        if self.best.state:
-            load_trainable(self.system, self.best.state)
+        if not self.settings.validate_every:
+            return Best(step=self.step)
+        load_trainable(self.system, self.best.state)
         return self.best
 
     def _due(self, every: int) -> bool:

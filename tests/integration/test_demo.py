@@ -55,6 +55,7 @@ def test_text_before_and_after_side_by_side(
     assert printed.startswith(f"psi1, psi2 of {text_run}, seed 0")
     assert printed.count(f"x: {QUESTION}\n") == 2
     assert printed.count("y (intermediate)") == 2
+    assert "No weights beat" not in printed  # nothing was validated
     before, after = ([line for line in printed.splitlines() if line.startswith(f"  {side}:")] for side in SIDES)
     assert len(before) == len(after) == 4  # two samples of two texts
     assert [line[9:] for line in before] != [line[9:] for line in after]

@@ -396,6 +396,12 @@ def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:
     assert again.step == 4
 
 
+def test_without_validation_the_last_weights_are_the_best_ones(tmp_path: Path) -> None:
+    system = make_two_llm()
+    trainer = Trainer(system, Direct(), make_pairs_for(system, 4), [], settings(steps=3), tmp_path)
+    assert trainer.run().step == 3
+
+
 def test_weights_that_never_beat_the_start_are_not_chosen(tmp_path: Path) -> None:
     class Falling(Scripted):
         margins = (-1.0, -2.0, -3.0, -4.0)
