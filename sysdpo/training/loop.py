@@ -20,6 +20,20 @@ from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainab
 from sysdpo.training.preference import Comparison, Preference
 
 
+COUNTS = {
+    "steps": 1,
+    "batch_size": 1,
+    "micro_batch_size": 1,
+    "checkpoint_every": 1,
+    "warmup_steps": 0,
+    "validate_every": 0,
+    "evaluate_every": 0,
+}
+"""Whole numbers of `TrainingSettings`, and the least that each may be."""
+POSITIVE = ("learning_rate", "beta", "max_grad_norm")
+NOT_NEGATIVE = ("label_smoothing", "nll_weight", "weight_decay")
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """Every key is commented in `conf/training/default.yaml`."""
@@ -43,14 +57,15 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"training.{name}={getattr(self, name)}: must be at least 1.")
-        for name in ("learning_rate", "beta", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise SettingError(f"training.{name}={getattr(self, name)}: must be positive.")
-        if self.nll_weight < 0:
-            raise SettingError(f"training.nll_weight={self.nll_weight}: must be 0 or more.")
+        counts = COUNTS if self.patience is None else {**COUNTS, "patience": 1}
+        for name, least in counts.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise SettingError(f"training.{name}={value}: must be a whole number, at least {least}.")
+        for name in (*POSITIVE, *NOT_NEGATIVE):
+            value, strictly = getattr(self, name), name in POSITIVE
+            if not isinstance(value, int | float) or not (value > 0 if strictly else value >= 0):
+                raise SettingError(f"training.{name}={value}: must be {'positive' if strictly else '0 or more'}.")
         if self.link not in get_args(Link):
             raise SettingError(f"training.link: {nearest(self.link, get_args(Link))}")
         if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.link != "sigmoid"):
