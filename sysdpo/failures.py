@@ -1,5 +1,6 @@
 """What a user reads of an exception: one line for a mistake, and for a bug where its traceback lies."""
 
+import re
 import traceback
 
 
@@ -46,9 +47,19 @@ def explain(error: BaseException) -> str | None:
         known = [key for key in map(str, lacking.parent_node) if not key.startswith("_")]
         remedy = str(error).splitlines()[-1]  # Hydra's: how to add a key
         return f"{lacking.full_key}: {nearest(str(lacking.key), known)}. {remedy}"
-    if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
-        return one_line(error)
-    return None
+    if isinstance(error, InstantiationException):
+        return _wrong_part(error)
+    return one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
+
+
+def _wrong_part(error: Exception) -> str | None:
+    """A `_target_` that is not there, or a setting that it does not take; what happened inside it is a bug."""
+    cause = error.__cause__
+    refused = isinstance(cause, TypeError) and cause.__traceback__ is not None and cause.__traceback__.tb_next is None
+    if cause is None or not (refused or isinstance(cause, ImportError)):
+        return None
+    where = re.search(r"full_key: (\S+)", str(error))
+    return f"{where[1]}: {one_line(cause)}" if where else one_line(cause)
 
 
 def one_line(error: BaseException) -> str:

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 
+from sysdpo.failures import explain
 from tests.integration.commands import start, train_in_process
 
 ROW = {"x": "q", "chosen": {"y": "d", "z": "good"}, "rejected": {"y": "e", "z": "bad"}}
@@ -64,6 +67,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["sampler.k=0"], ["sampler.k=0", "at least 1"]),
         (["sampler.draw.groups=3"], ["groups=3", "more beam groups"]),
         (["sampler.kk=3"], ["sampler.kk: unknown 'kk'; did you mean 'k'? Known: draw, k."]),
+        (["+sampler.kk=3"], ["objective.strategy: ", "unexpected keyword argument 'kk'"]),
+        (["evaluation._target_=sysdpo.evaluation.measures.WinRate"], ["Error loading", "measures.WinRate'"]),
         (["beta=-1"], ["beta=-1"]),
         (["training.steps=0"], ["training.steps=0"]),
         (["training.link=sigmoidd"], ["link", "did you mean 'sigmoid'"]),
@@ -83,6 +88,15 @@ def test_settings(refused: Any, overrides: list[str], parts: list[str]) -> None:
     line = refused(*overrides)
     for part in parts:
         assert part in line
+
+
+def test_a_setting_that_a_part_does_not_take_is_a_mistake_what_happens_inside_it_a_bug() -> None:
+    said = {}
+    for setting in ("s", "t"):  # of json.loads, which takes texts only
+        with pytest.raises(InstantiationException) as error:
+            instantiate({"_target_": "json.loads", setting: 3})
+        said[setting] = explain(error.value)
+    assert said == {"s": None, "t": "loads() missing 1 required positional argument: 's'"}
 
 
 @pytest.mark.parametrize(
