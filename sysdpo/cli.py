@@ -4,9 +4,11 @@ import functools
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,22 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|peft|transformers|trl)\.")
     for name in ("diffusers.models.modeling_utils", "transformers.utils.import_utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: workers end with it, and what is open is closed."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable[[], None]:
@@ -67,10 +85,11 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
         mistakes.clear()
         StudySweeper.register()
         try:
-            hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
-        except KeyboardInterrupt:
+            with _terminable():
+                hydra.main(version_base="1.3", config_path=str(CONFIG), config_name=config_name)(job)()
+        except KeyboardInterrupt as interrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-            raise SystemExit(130) from None
+            raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from None
         except MultirunFailed as failure:
             for line in failure.lines:
                 print(f"error: {line}", file=sys.stderr)

@@ -77,6 +77,41 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyt
     assert [line["step"] for line in logged] == [1]
 
 
+FOREVER = """
+import os, time
+from pathlib import Path
+from sysdpo.cli import command
+
+@command
+def main(config):
+    while True:
+        with (Path(config.outputs) / f"{os.getpid()}.alive").open("a") as file:
+            file.write(".")
+        time.sleep(0.02)
+
+main()
+"""
+
+
+def test_terminated_the_workers_end_too(tmp_path: Path) -> None:
+    """SIGTERM, as a scheduler or `timeout` sends it, to the command alone: nobody goes on behind its back."""
+    script = tmp_path / "forever.py"
+    script.write_text(FOREVER)
+    arguments = ["-m", "scale=smoke", f"outputs={tmp_path}", "method=prompted,sysdpo_direct"]
+    process = start(str(script), *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and process.poll() is None and len(list(tmp_path.glob("*.alive"))) < 2:
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert errors.splitlines() == ["interrupted; the same command goes on from the last checkpoint"]
+    written = [path.stat().st_size for path in sorted(tmp_path.glob("*.alive"))]
+    time.sleep(0.5)
+    assert [path.stat().st_size for path in sorted(tmp_path.glob("*.alive"))] == written
+    assert len(written) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_in_worker_processes(launcher: str, tmp_path: Path) -> None:
