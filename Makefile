@@ -21,7 +21,9 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 COMMON = scale=$(SCALE) outputs=$(OUTPUTS)
-PARALLEL = $(if $(filter 1,$(JOBS)),,hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+# the rows that are run are no setting of a report, which shows all of them
+REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table2 report-table2 test test-slow lint clean
 
@@ -44,25 +46,25 @@ $(READY): pyproject.toml constraints.txt requirements-weights.txt
 
 reproduce-table1: $(READY)  ## an LLM and a diffusion model: train every row, score its images, print the table
 	$(RUN) scripts/train.py -m experiment=table1 $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
-	$(RUN) scripts/report.py experiment=table1 $(COMMON) $(ARGS)
+	$(RUN) scripts/report.py experiment=table1 $(COMMON) $(REPORTED)
 
 report-table1: $(READY)  ## the table and figures of the runs that exist
-	$(RUN) scripts/report.py experiment=table1 $(COMMON) $(ARGS)
+	$(RUN) scripts/report.py experiment=table1 $(COMMON) $(REPORTED)
 
 reproduce-table2: $(READY)  ## two LLMs in sequence: train every row, judge it, print the table
 	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
-	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(ARGS)
+	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(REPORTED)
 
 report-table2: $(READY)  ## the table and figures of the runs that exist
-	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(ARGS)
+	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(REPORTED)
 
 .PHONY: sweep-table1 sweep-table2 dashboard wandb-sync wandb-workspace
 
 sweep-table1: $(READY)  ## an ablation of Table 1's method: SWEEP=beta
-	$(RUN) scripts/train.py -m experiment=table1 $(COMMON) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/train.py -m experiment=table1 $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 
 sweep-table2: $(READY)  ## an ablation of Table 2's: SWEEP=beta|samples|diversity_penalty|strategies|single_sample|grid
-	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 
 dashboard: $(READY)  ## browse the W&B runs under OUTPUTS in the terminal, without an account
 	$(VENV)/bin/wandb leet $(OUTPUTS)/wandb
@@ -77,10 +79,10 @@ wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|t
 
 reproduce-moa: $(READY)  ## seven models in two layers: train every row, judge it, print the table
 	$(RUN) scripts/train.py -m experiment=moa $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
-	$(RUN) scripts/report.py experiment=moa $(COMMON) $(ARGS)
+	$(RUN) scripts/report.py experiment=moa $(COMMON) $(REPORTED)
 
 report-moa: $(READY)  ## the table and figures of the runs that exist
-	$(RUN) scripts/report.py experiment=moa $(COMMON) $(ARGS)
+	$(RUN) scripts/report.py experiment=moa $(COMMON) $(REPORTED)
 
 draw-systems: $(READY)  ## docs/systems.md from conf/system
 	$(RUN) scripts/draw_systems.py > docs/systems.md
