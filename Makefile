@@ -97,8 +97,8 @@ reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of 
 EXPERIMENT ?= all
 EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))
 
-figures: $(READY)  ## the paper's figures from the runs that exist: EXPERIMENT=table1|table2|all
-	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/figures.py experiment=$(e) $(COMMON) $(ARGS) &&) true
+figures: $(READY)  ## the reports of the runs that exist, with the paper's figures: EXPERIMENT=table1|table2|all
+	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
 
 ALIGNED_table1 = table1/$(SCALE)/sysdpo_direct/seed=0
 ALIGNED_table2 = table2/$(SCALE)/sysdpo_sampling/seed=0

@@ -19,7 +19,7 @@ from sysdpo.errors import SettingError
 from sysdpo.reporting.pooling import pool, variables
 from sysdpo.reporting.runs import RunFolder
 from sysdpo.reporting.sheets import draw_sheet, sequence_lines
-from sysdpo.reporting.tables import Row, Table, make_table
+from sysdpo.reporting.tables import Row, Table
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, without the two that vanish on white or black
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -52,21 +52,6 @@ class Drawn:
 
     figures: list[Figure]
     missing: list[str]
-
-
-def write_figures(config: Mapping[str, Any], method_folder: Path, overrides: Sequence[str] = ()) -> str:
-    """Draw every figure of an experiment under `<table_folder>/report/figures`.
-
-    Args: as for `make_table`, with `figures` of the experiment where it has some.
-
-    Returns:
-        The files and what is missing: what a command prints.
-    """
-    table = make_table(config, method_folder, overrides)
-    folder = Path(config["table_folder"]) / "report" / "figures"
-    drawn = draw_figures(table, config, folder)
-    lines = [f"{folder / figure.name}.svg  {figure.caption}" for figure in drawn.figures]
-    return "\n".join([*lines, *(f"not drawn: {line}" for line in drawn.missing)])
 
 
 def draw_figures(table: Table, config: Mapping[str, Any], folder: Path) -> Drawn:

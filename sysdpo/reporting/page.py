@@ -31,14 +31,16 @@ def write_report(config: Mapping[str, Any], method_folder: Path, overrides: Sequ
     Args: as for `make_table`.
 
     Returns:
-        The table as Markdown, and where the page is: what a command prints.
+        What a command prints: the table as Markdown, the figures' files and what those lack, where the page is.
     """
     table = make_table(config, method_folder, overrides)
     folder = Path(config["table_folder"]) / "report"
     write_table(table, folder)
     drawn = draw_figures(table, config, folder / "figures")
     (folder / "index.html").write_text(render(table, drawn), encoding="utf-8")
-    return f"{as_markdown(table)}\n{folder / 'index.html'}"
+    lines = [f"{folder / 'figures' / figure.name}.svg  {figure.caption}" for figure in drawn.figures]
+    lines += [f"not drawn: {line}" for line in drawn.missing]
+    return "\n".join([as_markdown(table), *lines, str(folder / "index.html")])
 
 
 def render(table: Table, drawn: Drawn) -> str:

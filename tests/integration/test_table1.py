@@ -12,7 +12,7 @@ from PIL import Image
 from sysdpo.cli import CONFIG
 from sysdpo.errors import SettingError
 from sysdpo.headroom import headroom
-from sysdpo.reporting.figures import write_figures
+from sysdpo.reporting.page import write_report
 from tests.integration.commands import start, train_in_process
 
 ROWS = {
@@ -73,7 +73,7 @@ def test_the_curve_starts_before_training_and_losses_at_ln_2(table: Path) -> Non
 def test_the_experiment_s_figures_are_drawn_from_its_runs(table: Path) -> None:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         config = compose("config", ["experiment=table1", "scale=smoke", f"outputs={table.parent.parent}"])
-    printed = write_figures(OmegaConf.to_container(config, resolve=True), CONFIG / "method")
+    printed = write_report(OmegaConf.to_container(config, resolve=True), CONFIG / "method")
     assert "not drawn" not in printed
     assert (
         "figure_6.svg  Figure 6 of the paper: order consistency over training; one seed; 12 evaluation rows" in printed

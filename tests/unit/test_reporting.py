@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from sysdpo.errors import SettingError
-from sysdpo.reporting.figures import Drawn, curves, sweep_rows, write_figures
+from sysdpo.reporting.figures import Drawn, curves, sweep_rows
 from sysdpo.reporting.gallery import text
 from sysdpo.reporting.page import render, write_report
 from sysdpo.reporting.pooling import Cell, row_numbers
@@ -301,7 +301,7 @@ def test_evaluations_during_training_are_drawn_where_there_are_some(root: Path, 
 
 
 def specified(root: Path, methods: Path, **figures: Any) -> str:
-    return write_figures({**settings(root), "figures": figures}, methods, ["scale=tiny"])
+    return write_report({**settings(root), "figures": figures}, methods, ["scale=tiny"])
 
 
 def test_a_figure_of_the_experiment_replaces_the_metric_s_own(root: Path, methods: Path) -> None:
