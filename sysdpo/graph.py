@@ -143,7 +143,8 @@ class SystemGraph:
             label = f"{v.name} ~ {' or '.join(v.components)}" if v.components else v.name
             lines.append(f'    {v.name}{opening}"{label}{f" (each of {v.plate})" if v.plate else ""}"{closing}')
         for v in self:
-            lines += [f"    {parent} --> {v.name}" for parent in dict.fromkeys(v.parent_names)]
+            if v.parent_names:
+                lines.append(f"    {' & '.join(dict.fromkeys(v.parent_names))} --> {v.name}")
             if v.switch is not None:
                 lines.append(f"    {v.switch} -.-> {v.name}")
             lines += [f'    {name} -. "{" or ".join(map(str, values))}" .-> {v.name}' for name, values in v.gates]

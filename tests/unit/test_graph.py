@@ -117,8 +117,7 @@ def test_mermaid_draws_every_node_and_every_edge_once() -> None:
         '    y["y ~ c (each of words)"]',
         '    z[["z ~ c"]]',
         "    x --> y",
-        "    y --> z",
-        "    x --> z",
+        "    y & x --> z",
     ]
 
 
