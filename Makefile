@@ -74,8 +74,8 @@ wandb-sync: $(READY)  ## upload the offline W&B runs under OUTPUTS (wandb login 
 wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|table2 (wandb login first)
 	$(RUN) scripts/wandb_workspace.py experiment=$(or $(filter-out all,$(EXPERIMENT)),table2) $(COMMON) $(ARGS)
 
-draw-systems: $(READY)  ## docs/systems.md from conf/system
-	$(RUN) scripts/draw_systems.py > docs/systems.md
+draw-systems: $(READY)  ## the graphs in the README, from conf/system
+	$(RUN) scripts/draw_systems.py
 
 EXPERIMENT ?= all
 EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))

@@ -1,5 +1,6 @@
-"""The page that draws every system of conf/system: python scripts/draw_systems.py > docs/systems.md"""
+"""Draw every system of conf/system in the README, between its two marks: python scripts/draw_systems.py [FILE]"""
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from omegaconf import OmegaConf
 from sysdpo.cli import CONFIG
 from sysdpo.graph import SystemGraph
 
-HEADING = """# Systems
+MARKS = ("<!-- systems -->", "<!-- /systems -->")
+HEADING = """<details>
+<summary>Every system that comes with the project, drawn</summary>
 
-Every system is one file under `conf/system/`; choose it with `system=NAME`. Stadiums are inputs, boxes intermediate
-variables, double boxes final ones; `y ~ psi1` says which component draws the variable. A dotted arrow leaves a variable
-whose value decides who draws the other, or whether it is drawn at all.
+One file each under `conf/system/`, chosen with `system=NAME`. Stadiums are inputs, boxes intermediate variables, double
+boxes final ones; `y ~ psi1` says which component draws the variable. A dotted arrow leaves a variable whose value decides
+who draws the other, or whether it is drawn at all.
 
 | a variable may say | and means |
 |---|---|
@@ -25,23 +28,23 @@ whose value decides who draws the other, or whether it is drawn at all.
 
 Beside the variables, `unroll: {loop: {draft: z}, steps: 3}` repeats one pass of a loop with the same weights, and a
 prompt's `user` may be a list of templates, of which each variable is asked with the one that fits its parents.
+`make draw-systems` writes this list."""
 
-`make draw-systems` writes this page."""
 
-
-def page() -> str:
-    """Heading, what the file's first comment says, and the graph, for each system."""
-    return "\n\n".join([HEADING, *(_section(path) for path in sorted((CONFIG / "system").glob("*.yaml")))])
+def block() -> str:
+    """Heading, and for each system its name, what its file's first comment says, and the graph."""
+    sections = [_section(path) for path in sorted((CONFIG / "system").glob("*.yaml"))]
+    return "\n\n".join([HEADING, *sections, "</details>"])
 
 
 def _section(path: Path) -> str:
     config: Any = OmegaConf.to_container(OmegaConf.load(path))
     graph = SystemGraph(config["variables"])
-    parts = [f"## {path.stem}", " ".join(_first_comment(path))]
+    words = list(_first_comment(path))
     if unroll := config.get("unroll"):
-        parts.append(f"Unrolled to {unroll['steps']} steps:")
+        words.append(f"Unrolled to {unroll['steps']} steps:")
         graph = graph.unroll(unroll["loop"], unroll["steps"])
-    return "\n\n".join([*parts, f"```mermaid\n{graph.to_mermaid()}\n```"])
+    return f"**{path.stem}**: {' '.join(words)}\n\n```mermaid\n{graph.to_mermaid()}\n```"
 
 
 def _first_comment(path: Path) -> Iterator[str]:
@@ -51,5 +54,17 @@ def _first_comment(path: Path) -> Iterator[str]:
         yield line.removeprefix("#").strip()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", default=CONFIG.parent / "README.md", help="default: the README")
+    file = parser.parse_args().file
+    text = file.read_text(encoding="utf-8")
+    if [text.count(mark) for mark in MARKS] != [1, 1]:
+        parser.error(f"{file}: needs {MARKS[0]} and {MARKS[1]} once each.")
+    before, _, rest = text.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    file.write_text(f"{before}{MARKS[0]}\n{block()}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(page())
+    main()
