@@ -27,7 +27,7 @@ class _Lines:
     """A text stream on which every redraw of a bar becomes a line of its own."""
 
     def write(self, text: str) -> int:
-        line = text.strip("\r\n \x1b[A")
+        line = text.replace("\x1b[A", "").strip()  # without the way back up to an outer bar
         return sys.stderr.write(f"{line}\n") if line else 0
 
     def flush(self) -> None:
