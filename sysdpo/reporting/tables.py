@@ -165,10 +165,12 @@ def _dataset(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, without what a seed or a place on the disk decides."""
+    """Dotted key -> value, without what the run's seed or a place on the disk decides; `dataset.seed` is the data's."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if key == "seed" or (not prefix and key in ("outputs", "table_folder", "run_folder", "data_folder")):
+        if key == "seed" and prefix != "dataset.":
+            continue
+        if not prefix and key in ("outputs", "table_folder", "run_folder", "data_folder"):
             continue
         if isinstance(value, Mapping) and value:
             flat |= comparable(value, f"{prefix}{key}.")

@@ -206,9 +206,10 @@ def test_seeds_of_different_configs_are_named(root: Path, methods: Path) -> None
     assert "ours: seed 2 was run with another config than seed 0: beta None / 0.5." in notes
 
 
-def test_a_run_on_other_data_is_named(root: Path, methods: Path) -> None:
-    notes = table_of(root, methods, dataset={"name": "riddles", "prompts": 9}).notes
-    assert "plain, seed 1: not the data set of this report's config: dataset.prompts 9 / 4." in notes
+@pytest.mark.parametrize(("key", "change"), [("prompts", "9 / 4"), ("seed", "9 / None")])
+def test_a_run_on_other_data_is_named(root: Path, methods: Path, key: str, change: str) -> None:
+    notes = table_of(root, methods, dataset={"name": "riddles", "prompts": 4, key: 9}).notes
+    assert f"plain, seed 1: not the data set of this report's config: dataset.{key} {change}." in notes
 
 
 def test_two_judges_in_one_table_are_named(root: Path, methods: Path) -> None:
