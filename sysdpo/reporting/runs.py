@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
+IMAGE = re.compile(r"[\w./-]{1,200}\.(png|jpe?g|webp)", re.ASCII | re.IGNORECASE)
 PACKAGES = ("sysdpo", "torch", "transformers", "peft", "trl", "diffusers", "numpy")
 
 
@@ -85,8 +86,8 @@ class RunFolder:
 
     def image(self, value: Any) -> Path | None:
         """The image file that a sample names, relative to `samples/` or to the run; None if it names none."""
-        if not isinstance(value, str) or "\n" in value or Path(value).suffix.lower() not in IMAGES:
-            return None
+        if not isinstance(value, str) or not IMAGE.fullmatch(value):
+            return None  # an answer may end like a file, and be too long for a name
         return next((file for folder in ("samples", ".") if (file := self.path / folder / value).is_file()), None)
 
     def is_finished(self, config: Mapping[str, Any]) -> bool:

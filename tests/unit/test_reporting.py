@@ -473,6 +473,13 @@ def test_images_of_samples_are_part_of_the_page(root: Path, methods: Path) -> No
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
 
+def test_an_answer_that_ends_like_a_picture_is_a_text(root: Path, methods: Path) -> None:
+    long = f"{'a river ' * 100}river.png"
+    file = root / "ours" / "seed=0" / "samples" / "evaluation.jsonl"
+    file.write_text(file.read_text().replace("ours says <b>0</b>", long))
+    assert long in page_of(root, methods).words
+
+
 def test_a_picture_stands_in_for_an_answer_that_the_record_does_not_hold(root: Path, methods: Path) -> None:
     folder = root / "ours" / "seed=0" / "samples"
     Image.new("RGB", (96, 32), "orange").save(folder / "0.png")
