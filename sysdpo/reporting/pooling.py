@@ -88,16 +88,17 @@ def pool(runs: Sequence[RunFolder], metric: str) -> tuple[Cell | None, str | Non
 
 
 def _same_rows(runs: Sequence[RunFolder]) -> bool:
-    asked = [[[record.get(name) for name in inputs(run.config or {})] for record in run.samples] for run in runs]
-    return all(rows == asked[0] for rows in asked)
+    first, *others = map(_asked, runs)
+    return all(asked == first for asked in others)
 
 
-def inputs(config: Mapping[str, Any]) -> list[str]:
-    """The variables of a run's graph that are given, not generated."""
-    return variables(config, "input")
+def _asked(run: RunFolder) -> list[list[Any]]:
+    names = variables(run.config or {}, "input")
+    return [[record.get(name) for name in names] for record in run.samples]
 
 
 def variables(config: Mapping[str, Any], role: str) -> list[str]:
+    """The variables of a run's graph that have this role: input, intermediate or final."""
     found = config.get("system", {}).get("variables", {})
     return [name for name, variable in found.items() if variable.get("role") == role]
 
