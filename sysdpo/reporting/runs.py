@@ -19,18 +19,18 @@ PACKAGES = ("sysdpo", "torch", "transformers", "peft", "trl", "diffusers", "nump
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    _write(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -105,11 +105,7 @@ class RunFolder:
         """
         if self.config is not None and self.config != config:
             self._set_aside()
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / "config.yaml"
-        partial = file.with_name(".config.yaml.partial")
-        partial.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
-        os.replace(partial, file)
+        _write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         opened = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         write_json(self.path / "environment.json", {"opened": opened, "device": device, **environment()})
         if run_id is not None:
