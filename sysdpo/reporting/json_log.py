@@ -30,5 +30,5 @@ class JsonLogger:
 
     def _append(self, content: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": self.name, **content}) + "\n")
+        with self.path.open("ab", buffering=0) as file:  # in one piece, whatever its length
+            file.write(f"{json.dumps({'run': self.name, **content})}\n".encode())
