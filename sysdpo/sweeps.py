@@ -141,7 +141,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 def _plain(name: str) -> str:
     """A folder's name: other characters become `_`, and what that or its length loses a digest tells apart."""
-    plain = re.sub(r"[^\w.,=+-]", "_", name)
+    plain = re.sub(r"[^\w.,=+-]", "_", name, flags=re.ASCII)  # a letter is a byte: 255 of them make a file name
     if plain == name and len(name) <= 200:
         return name
     return f"{plain[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -84,6 +84,9 @@ def test_a_job_is_listed_once_and_its_folder_is_a_file_name() -> None:
     assert one != other
     assert "/" not in one + other
     assert all(o.startswith("path=_a_b_c,seed=0-") for o in (one, other))
+    long = names(planned(f"dataset.path='{'ж' * 150}','{'ш' * 150}'"))
+    assert len(set(long)) == 2
+    assert all(len(f".{name}.log.partial".encode()) <= 255 for name in long)
     with pytest.raises(SettingError, match="one ready-made sweep"):
         planned("sweep=beta,samples")
 
