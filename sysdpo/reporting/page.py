@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,7 @@ def _commands(table: Table) -> str:
     seeds = sorted({seed for row in table.rows for seed in row.runs}) or [0]
     note = "A finished run is read, not repeated; with another outputs=… every row is made anew."
     return f"<p class='muted'>{note}</p>" + "".join(
-        f"<h3>{text(row.title)}</h3><pre>{escape(table.command([row.method], list(row.runs) or seeds))}</pre>"
+        f"<h3>{text(row.title)}</h3><pre>{text(table.command([row.method], list(row.runs) or seeds))}</pre>"
         for row in table.rows
     )
 
