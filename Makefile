@@ -26,7 +26,7 @@ PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/
 REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-moa reproduce-theory report-table1 report-table2 report-moa \
-	sweep-table1 sweep-table2 figures demo dashboard wandb-sync wandb-workspace draw-systems plan benchmark \
+	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace draw-systems plan benchmark \
 	test test-slow lint clean
 
 help:  ## this list
@@ -82,6 +82,12 @@ EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))
 
 figures: $(READY)  ## the reports of the runs that exist, with the paper's figures: EXPERIMENT=table1|table2|all
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
+
+PICTURES = table1/$(SCALE)/report/figures/appendix_g.png table2/$(SCALE)/report/figures/figure_8.png
+
+pictures: figures  ## docs/pictures, which the README shows, from the runs that exist
+	mkdir -p docs/pictures
+	cp $(addprefix $(OUTPUTS)/,$(PICTURES)) docs/pictures
 
 ALIGNED_table1 = table1/$(SCALE)/sysdpo_direct/seed=0
 ALIGNED_table2 = table2/$(SCALE)/sysdpo_sampling/seed=0
