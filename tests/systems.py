@@ -46,7 +46,7 @@ def perturb(component: Any, scale: float = 0.1, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in component.parameters():
             if parameter.requires_grad:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
+                parameter += scale * torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
 TWO_LLM = {

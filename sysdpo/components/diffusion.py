@@ -138,7 +138,7 @@ class Diffusion(Component):
         latents = latents.to(self.unet.device) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             inputs = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-            predicted = self._predict(inputs, t.expand(len(inputs)), conditions)
+            predicted = self._predict(inputs, t, conditions)  # the UNet takes one t to its own device
             if guided:
                 named, unnamed = predicted.chunk(2)
                 predicted = unnamed + self.guidance_scale * (named - unnamed)
@@ -209,7 +209,7 @@ class Diffusion(Component):
         return self.captions(captions, self.unet.device, self.unet.dtype)
 
     def _predict(self, noisy: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> Tensor:
-        """What the UNet predicts, [N, C, h, w], fp32."""
+        """What the UNet predicts at steps t, [N] or one for all: [N, C, h, w], fp32."""
         return self.unet(noisy.to(self.unet.dtype), t, **conditions, return_dict=False)[0].float()
 
     def _observe(self, seeds: Sequence[int], t: Tensor, policy_error: Tensor, reference_error: Tensor) -> None:

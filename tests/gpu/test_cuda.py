@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sysdpo.training.preference import Direct
+from tests.image_systems import make_image_pairs, make_llm_diffusion
 from tests.systems import make_pairs_for, make_two_llm, perturb
 
 pytestmark = [
@@ -20,3 +21,18 @@ def test_margins_do_not_depend_on_the_device() -> None:
     expected = Direct().compare(system, pairs, [0] * 4).margin
     margin = Direct().compare(system.to("cuda"), pairs, [0] * 4).margin
     torch.testing.assert_close(margin.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_images_and_their_margins_do_not_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    rows, found = [{"x": "one"}, {"x": "a longer second"}], []
+    for device in ("cpu", "cuda"):
+        system = make_llm_diffusion(device=device)
+        perturb(system.component("captioner"))
+        perturb(system.component("diffusion"))
+        compared = Direct().compare(system.to(device), make_image_pairs(2), [0, 1])
+        captions = [{**row, "y": "t", "captions": ["a", "b", "c"]} for row in rows]
+        drawn = system.generate(captions, [5, 6], only=["z"])
+        found.append((compared.margin.detach().cpu(), torch.stack([z for row in drawn for z in row["z"]])))
+    for actual, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)

@@ -194,6 +194,15 @@ def test_images_and_text_do_not_depend_on_the_batch() -> None:
         torch.testing.assert_close(single["z"], row["z"], rtol=1e-4, atol=1e-5)
 
 
+def test_images_are_denoised_on_the_model_s_device() -> None:
+    """The scheduler's steps lie on the CPU; on the `meta` device, as on a GPU, mixing the two is an error."""
+    component: Any = make_diffusion(device="meta")
+    states = torch.empty(4, 16, 8, device="meta")
+    component.captions = lambda captions, device, dtype: {"encoder_hidden_states": states[: len(captions)]}
+    latents = component._denoise(["a", "b"], torch.zeros(2, *component.codec.latent_shape))
+    assert (latents.device.type, tuple(latents.shape)) == ("meta", (2, *component.codec.latent_shape))
+
+
 @pytest.mark.parametrize("kind", ["scene", "sd", "sdxl"])
 def test_every_family_draws_and_is_scored_by_the_same_code(kind: str) -> None:
     component = make_diffusion(kind=kind)
