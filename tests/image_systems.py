@@ -64,8 +64,13 @@ CAPTIONS = {
 }
 
 
-def make_diffusion(prediction_type: str = "epsilon", kind: str = "scene", **settings: Any) -> Diffusion:
-    """8 x 8 pixels. kind: `scene` (unshuffled pixels, a language model's states), `sd` or `sdxl` (VAE and CLIP)."""
+def make_diffusion(
+    prediction_type: str = "epsilon", kind: str = "scene", train: bool = True, **settings: Any
+) -> Diffusion:
+    """8 x 8 pixels. kind: `scene` (unshuffled pixels, a language model's states), `sd` or `sdxl` (VAE and CLIP).
+
+    Trainable, as `train_only` makes it, unless `train=False` leaves it as it was built.
+    """
     architecture: dict[str, Any] = {
         "unet": UNET,
         "scheduler": {"num_train_timesteps": 100, "prediction_type": prediction_type, "timestep_spacing": "trailing"},
@@ -85,7 +90,10 @@ def make_diffusion(prediction_type: str = "epsilon", kind: str = "scene", **sett
         "num_inference_steps": 2,
         "guidance_scale": 2.0,
     }
-    return build_diffusion(**{**defaults, **settings}, architecture=architecture)
+    component = build_diffusion(**{**defaults, **settings}, architecture=architecture)
+    if train:
+        component.trainable(True)
+    return component
 
 
 def make_llm_diffusion(**settings: Any) -> CompoundSystem:

@@ -23,7 +23,11 @@ LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-lin
 
 
 def make_tiny(user: str = "{x}", **settings: Any) -> LanguageModel:
-    """A two-layer llama with random weights and one token a byte; keys of its config go into `architecture`."""
+    """A two-layer llama with random weights and one token a byte; keys of its config go into `architecture`.
+
+    Trainable, as `train_only` makes it, unless `train=False` leaves it as it was built.
+    """
+    train = settings.pop("train", True)
     architecture = {**ARCHITECTURE, **settings.pop("architecture", {})}
     defaults: dict[str, Any] = {
         "prompt": {"user": user},
@@ -35,7 +39,10 @@ def make_tiny(user: str = "{x}", **settings: Any) -> LanguageModel:
         "max_new_tokens": 8,
         "generation": MonteCarlo(distinct=False),
     }
-    return build_language_model(**{**defaults, **settings}, architecture=architecture)
+    component = build_language_model(**{**defaults, **settings}, architecture=architecture)
+    if train:
+        component.trainable(True)
+    return component
 
 
 def perturb(component: Any, scale: float = 0.1, seed: int = 0) -> None:

@@ -34,7 +34,7 @@ class Diffusion(Component):
         codec: frozen; pixels to latents and back.
         bound: how the log-ratio is estimated.
         num_inference_steps, guidance_scale: of sampling; a scale of 1 is no guidance.
-        lora: keys of PEFT's `LoraConfig`; None trains all weights against a frozen copy.
+        lora: keys of PEFT's `LoraConfig`; None trains all weights, from `trainable(True)` on, against a frozen copy.
         batch_size: images drawn at a time.
         gradient_checkpointing: recompute activations in the backward pass (memory for time).
         seed: of the adapter's initial weights.
@@ -73,7 +73,7 @@ class Diffusion(Component):
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         unet.eval()
-        self.trainable(True)
+        self.trainable(self.has_lora)
 
     # ---- the contract of a component -----------------------------------------------------------------------------
 
@@ -85,10 +85,10 @@ class Diffusion(Component):
         to_pixels(value, self.codec.image_size)
 
     def trainable(self, train: bool) -> None:
-        for name, parameter in self.unet.named_parameters():
-            parameter.requires_grad_(train and (not self.has_lora or "lora_" in name))
         if train and not self.has_lora and not self._frozen_copy:
             self._frozen_copy = [copy.deepcopy(self.unet).requires_grad_(False)]
+        for name, parameter in self.unet.named_parameters():
+            parameter.requires_grad_(train and (not self.has_lora or "lora_" in name))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -196,6 +196,7 @@ class Diffusion(Component):
 
     def load(self, folder: str) -> None:
         if not self.has_lora:
+            self.trainable(True)  # the reference is kept before it is left
             trained = UNet2DConditionModel.from_pretrained(str(Path(folder) / "unet"))
             self.unet.load_state_dict(trained.state_dict())
             return

@@ -32,7 +32,7 @@ class LanguageModel(Component):
         prompt: what the model is asked, in terms of the variable's parents.
         generation: how the model draws where the caller asks for no strategy of its own.
         max_new_tokens: the longest text, in tokens, that is generated and that is scored.
-        lora: keys of PEFT's `LoraConfig`; None trains all weights against a frozen copy.
+        lora: keys of PEFT's `LoraConfig`; None trains all weights, from `trainable(True)` on, against a frozen copy.
         share_prefix: score completions of one prompt in one sequence (fewer tokens, equal values).
         head_on_completions: run the LM head on completion tokens only (fewer logits, equal values).
         remember_reference: keep the reference's log-probabilities of texts that were scored before.
@@ -69,7 +69,7 @@ class LanguageModel(Component):
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
-        self.trainable(True)
+        self.trainable(isinstance(self.model, PeftModel))
 
     def check_parents(self, component: str, parents: Collection[str]) -> None:
         self.codec.prompt.check(component, parents)
@@ -91,10 +91,11 @@ class LanguageModel(Component):
         return self.causal_lm.device
 
     def trainable(self, train: bool) -> None:
+        has_lora = isinstance(self.model, PeftModel)
+        if train and not has_lora and not self._frozen_copy:
+            self._frozen_copy = [copy.deepcopy(self.causal_lm).requires_grad_(False)]
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(train and (not isinstance(self.model, PeftModel) or "lora_" in name))
-        if train and not isinstance(self.model, PeftModel) and not self._frozen_copy:
-            self._frozen_copy = [copy.deepcopy(self.model).requires_grad_(False)]
+            parameter.requires_grad_(train and (not has_lora or "lora_" in name))
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -221,6 +222,7 @@ class LanguageModel(Component):
         if isinstance(self.model, PeftModel):
             set_peft_model_state_dict(self.model, load_peft_weights(folder, device=str(self.device)))
         else:
+            self.trainable(True)  # the reference is kept before it is left
             trained = type(self.causal_lm).from_pretrained(folder, dtype=self.causal_lm.dtype)
             self.model.load_state_dict(trained.state_dict())
 

@@ -317,8 +317,8 @@ class _Work:
             self.system.graph,
             {n: self.system.component(n) for n in self.system.components} | {str(final.component): drawer},
         )
+        drawer.trainable(False)
         self.plan.parts[GENERATOR] = count(replaced, str(final.component))
-        self.plan.parts[GENERATOR].trainable = 0
         self._images(drawer, GENERATOR, f"make data: {final.name}", rows * self.images)
 
 

@@ -153,6 +153,7 @@ def test_the_average_bound_is_the_difference_of_gaussian_kls(prediction_type: st
     scheduler = DDIMScheduler(num_train_timesteps=steps, beta_start=0.02, beta_end=0.3, prediction_type=prediction_type)
     bound = Bound(reduction="sum", weighting="exact", draws=20_000)
     component = Diffusion(Line(slopes[1], shifts[1]), scheduler, NoCaptions(), OneNumber(), bound=bound)  # type: ignore[arg-type]
+    component.trainable(True)
     with torch.no_grad():
         component.unet.slope.fill_(slopes[0])
         component.unet.shift.fill_(shifts[0])

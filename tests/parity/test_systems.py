@@ -43,6 +43,7 @@ class PlainSystem:
         config = compose_system(name, smaller)
         self.described: Any = OmegaConf.to_container(config.system.components, resolve=True)
         self.system: CompoundSystem = build_system(config)
+        self.system.train_only(list(self.system.components))
         self.untouched = build_system(config) if name not in TEXT_SYSTEMS else self.system
         for i, component in enumerate(self.system.components):
             perturb(self.system.component(component), 0.15, seed=i)

@@ -15,7 +15,7 @@ from sysdpo.objectives import preference_loss
 from sysdpo.planning.estimate import _on_meta, count, make_plan, render
 from sysdpo.planning.hardware import gpu
 from sysdpo.planning.meter import Meter, shapes
-from sysdpo.planning.probes import Step, Texts, decoding, parts, training_step
+from sysdpo.planning.probes import Step, Texts, decoding, frozen_copies, parts, training_step
 from sysdpo.sampling.decoding import next_token_logits
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.preference import Direct
@@ -53,6 +53,8 @@ def on_meta(config: DictConfig) -> CompoundSystem:
 def test_parameters_and_bytes_are_those_of_the_real_system(overrides: list[str]) -> None:
     config = composed(*overrides)
     real, planned = build_system(config), on_meta(config)
+    for system in (real, planned):
+        system.train_only(list(system.components))
     for name in real.components:
         expected, part = [], count(planned, name)
         for network in parts(real, name).values():
@@ -61,7 +63,7 @@ def test_parameters_and_bytes_are_those_of_the_real_system(overrides: list[str])
         assert part.trainable == sum(p.numel() for p in expected if p.requires_grad), name
         buffers = [b for network in parts(real, name).values() for b in network.buffers()]
         assert part.weight_bytes == sum(t.numel() * t.element_size() for t in (*expected, *buffers)), name
-        copies = [p for c in getattr(real.component(name), "_frozen_copy", []) for p in c.parameters()]
+        copies = [p for network in frozen_copies(real, name) for p in network.parameters()]
         assert part.reference_bytes == sum(p.numel() * p.element_size() for p in copies), name
     assert not any(p.device.type != "meta" for p in planned.parameters())
 

@@ -20,6 +20,7 @@ from sysdpo.data.storage import load_rows, save_rows
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.measures import Progression
 from sysdpo.evaluation.sequences import score_sequences, strip
+from sysdpo.planning.probes import frozen_copies
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem
@@ -131,6 +132,14 @@ def test_another_model_may_draw_the_pairs(tmp_path: Path) -> None:
     assert any(p.chosen["z"] != by_x[p.inputs["x"]].chosen["z"] for p in other.train)
     texts = {p.chosen["y"] for p in own.train} | {p.rejected["y"] for p in own.train}
     assert {p.chosen["y"] for p in other.train} & texts
+
+
+def test_a_model_that_only_draws_pairs_keeps_no_second_copy() -> None:
+    drawer = make_diffusion(seed=9, train=False)
+    system = progression._with_images_from(make_llm_diffusion(), lambda: drawer)
+    assert system.component("diffusion") is drawer
+    assert "diffusion" not in system.trainable
+    assert frozen_copies(system, "diffusion") == []
 
 
 def test_unparsed_texts_are_kept_and_rejected(tmp_path: Path) -> None:
