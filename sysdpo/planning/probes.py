@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sysdpo.components.base import Component
 from sysdpo.components.conditioning import Clip
 from sysdpo.components.diffusion import Diffusion
 from sysdpo.components.images import Autoencoder
@@ -45,9 +46,8 @@ class Step:
     meter: Meter
 
 
-def parts(system: CompoundSystem, name: str) -> dict[str, torch.nn.Module]:
+def parts(component: Component) -> dict[str, torch.nn.Module]:
     """A component's networks by name, frozen helpers (VAE, text encoders) included."""
-    component: Any = system.component(name)
     if isinstance(component, Diffusion):
         found: dict[str, Any] = {"unet": component.unet}
         if isinstance(component.codec, Autoencoder):
@@ -58,14 +58,14 @@ def parts(system: CompoundSystem, name: str) -> dict[str, torch.nn.Module]:
     return {"model": component.model} if isinstance(component, LanguageModel) else {}
 
 
-def frozen_copies(system: CompoundSystem, name: str) -> list[torch.nn.Module]:
+def frozen_copies(component: Component) -> list[torch.nn.Module]:
     """Networks that a component keeps beside its policy, as reference; none where an adapter is switched off."""
-    return list(getattr(system.component(name), "_frozen_copy", []))
+    return list(getattr(component, "_frozen_copy", []))
 
 
 def training_step(
     system: CompoundSystem,
-    asked: Mapping[str, Texts | int],
+    asked: Mapping[tuple[str, str], Texts | int],
     trained: Sequence[str],
     *,
     pairs: int,
@@ -75,14 +75,14 @@ def training_step(
     """Score `pairs` pairs under policy and reference, and go back; the second time gradients are in place.
 
     Args:
-        asked: for each variable, the texts of one pair, or the number of images of one pair.
+        asked: for each (variable, component), the texts of one pair, or the number of images of one pair.
         joint_samples: K of SysDPO-Sampling; 0 is SysDPO-Direct.
     """
     meter = Meter()
     saved: dict[str, int] = {}
     with shapes():
-        for name in system.components:
-            for network in (*parts(system, name).values(), *frozen_copies(system, name)):
+        for component in map(system.component, system.components):
+            for network in (*parts(component).values(), *frozen_copies(component)):
                 as_shapes(network)
         for _ in range(repeats):
             saved = {}
@@ -95,7 +95,7 @@ def training_step(
 
 def _compare(
     system: CompoundSystem,
-    asked: Mapping[str, Texts | int],
+    asked: Mapping[tuple[str, str], Texts | int],
     trained: Sequence[str],
     pairs: int,
     joint_samples: int,
@@ -105,18 +105,13 @@ def _compare(
     policy: list[Tensor] = []
     reference: list[Tensor] = []
     scored: list[tuple[LanguageModel, list[Completion]]] = []
-    for variable in system.graph.generated:
-        name = str(variable.component)
+    for (_, name), work in asked.items():
         component, base = system.component(name), meter.live
-        if isinstance(component, Diffusion) and name in trained:
-            images = asked[variable.name]
-            assert isinstance(images, int)
-            policy.append(_denoising(component, images * pairs).view(2 * pairs, -1).sum(-1))
+        if isinstance(component, Diffusion) and isinstance(work, int) and name in trained:
+            policy.append(_denoising(component, work * pairs).view(2 * pairs, -1).sum(-1))
             reference.append(torch.zeros(2 * pairs))
-        elif isinstance(component, LanguageModel) and (name in trained or joint_samples):
-            texts = asked[variable.name]
-            assert isinstance(texts, Texts)
-            rows = [c for pair in range(pairs) for c in _completions(texts, pair)]
+        elif isinstance(component, LanguageModel) and isinstance(work, Texts) and (name in trained or joint_samples):
+            rows = [c for pair in range(pairs) for c in _completions(work, pair)]
             if name in trained:
                 policy.append(component.score(rows))
                 scored.append((component, rows))

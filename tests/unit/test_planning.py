@@ -12,9 +12,12 @@ from torch.profiler import ProfilerActivity, profile
 from sysdpo.errors import SettingError
 from sysdpo.experiment import build_system
 from sysdpo.objectives import preference_loss
-from sysdpo.planning.estimate import _on_meta, count, make_plan, render
+from sysdpo.planning import cost
+from sysdpo.planning.estimate import make_plan, on_meta, render
 from sysdpo.planning.hardware import gpu
 from sysdpo.planning.meter import Meter, shapes
+from sysdpo.planning.missing import missing
+from sysdpo.planning.phases import count
 from sysdpo.planning.probes import Step, Texts, decoding, frozen_copies, parts, training_step
 from sysdpo.sampling.decoding import next_token_logits
 from sysdpo.system import CompoundSystem, Pair
@@ -34,8 +37,8 @@ def composed(*overrides: str) -> DictConfig:
         return compose("plan", ["scale=smoke", "device=cpu", *overrides])
 
 
-def on_meta(config: DictConfig) -> CompoundSystem:
-    return build_system(OmegaConf.create(_on_meta(OmegaConf.to_container(config, resolve=True))))  # type: ignore[arg-type]
+def shapes_of(config: DictConfig) -> CompoundSystem:
+    return build_system(OmegaConf.create(on_meta(OmegaConf.to_container(config, resolve=True))))  # type: ignore[arg-type]
 
 
 # ---- counts --------------------------------------------------------------------------------------------------------
@@ -52,18 +55,18 @@ def on_meta(config: DictConfig) -> CompoundSystem:
 )
 def test_parameters_and_bytes_are_those_of_the_real_system(overrides: list[str]) -> None:
     config = composed(*overrides)
-    real, planned = build_system(config), on_meta(config)
+    real, planned = build_system(config), shapes_of(config)
     for system in (real, planned):
         system.train_only(list(system.components))
     for name in real.components:
-        expected, part = [], count(planned, name)
-        for network in parts(real, name).values():
+        expected, part = [], count(planned.component(name))
+        for network in parts(real.component(name)).values():
             expected += list(network.parameters())
         assert part.parameters == sum(p.numel() for p in expected), name
         assert part.trainable == sum(p.numel() for p in expected if p.requires_grad), name
-        buffers = [b for network in parts(real, name).values() for b in network.buffers()]
+        buffers = [b for network in parts(real.component(name)).values() for b in network.buffers()]
         assert part.weight_bytes == sum(t.numel() * t.element_size() for t in (*expected, *buffers)), name
-        copies = [p for network in frozen_copies(real, name) for p in network.parameters()]
+        copies = [p for network in frozen_copies(real.component(name)) for p in network.parameters()]
         assert part.reference_bytes == sum(p.numel() * p.element_size() for p in copies), name
     assert not any(p.device.type != "meta" for p in planned.parameters())
 
@@ -77,8 +80,8 @@ def test_optimizer_bytes_are_adam_s() -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     state = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
-    planned = on_meta(config)
-    assert sum(count(planned, n).optimizer_bytes for n in planned.components) == sum(t.nbytes for t in state)
+    planned = shapes_of(config)
+    assert sum(count(planned.component(n)).optimizer_bytes for n in planned.components) == sum(t.nbytes for t in state)
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
@@ -110,9 +113,9 @@ class Update:
         ]
         row = self.pairs[0].row("chosen")
         psi1, psi2 = (self.system.component(name).codec for name in ("psi1", "psi2"))  # type: ignore[union-attr]
-        self.asked: dict[str, Texts | int] = {
-            "y": Texts(1, len(psi1.prompt_ids({"x": row["x"]})), 2, len(psi1.completion_ids(row["y"]))),
-            "z": Texts(2, len(psi2.prompt_ids({"x": row["x"], "y": row["y"]})), 1, len(psi2.completion_ids(row["z"]))),
+        self.asked: dict[tuple[str, str], Texts | int] = {
+            ("y", "psi1"): Texts(1, len(psi1.prompt_ids({"x": row["x"]})), 2, len(psi1.completion_ids(row["y"]))),
+            ("z", "psi2"): Texts(2, len(psi2.prompt_ids(row)), 1, len(psi2.completion_ids(row["z"]))),
         }
         self()  # tokenizers and lazy parts; gradients are in place from here on
         self.gradients = sum(p.grad.nbytes for p in self.system.parameters() if p.grad is not None)
@@ -122,7 +125,7 @@ class Update:
         preference_loss(margin, 0.1).sum().backward()
 
     def planned(self) -> Step:
-        return training_step(on_meta(self.config), self.asked, ["psi1", "psi2"], pairs=3, joint_samples=0)
+        return training_step(shapes_of(self.config), self.asked, ["psi1", "psi2"], pairs=3, joint_samples=0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -158,7 +161,7 @@ def test_the_cache_of_a_real_generation_has_the_planned_bytes() -> None:
         _, cache = next_token_logits(real.causal_lm, ids, torch.ones_like(ids), torch.arange(29).expand(3, -1))  # type: ignore[union-attr]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert held == 2 * 3 * 3 * 2 * (128 // 4) * 29 * 4  # keys and values, layers, texts, heads, width, tokens, fp32
-    planned = decoding(on_meta(config).component("psi1"), texts=3, prompt_tokens=20, new_tokens=10)  # type: ignore[arg-type]
+    planned = decoding(shapes_of(config).component("psi1"), texts=3, prompt_tokens=20, new_tokens=10)  # type: ignore[arg-type]
     assert planned.cache == pytest.approx(held, rel=0.02)  # masks and positions beside it
     assert planned.peak > planned.cache
 
@@ -212,9 +215,30 @@ def test_every_kind_of_row_has_a_plan(experiment: str, method: str) -> None:
     assert any(phase.name.startswith("train") for phase in plan.phases) == (method != "prompted")
 
 
+@pytest.mark.parametrize("system", ["routing", "tool_augmented"])
+def test_choices_and_tools_have_a_plan(system: str) -> None:
+    """Each component that may draw a variable is planned for; a tool draws nothing on the GPU."""
+    plan = make_plan(composed("experiment=table2", f"system={system}"))
+    names = {phase.name for phase in plan.phases}
+    if system == "routing":
+        assert {"train: draw choice", "evaluate: z by brief_expert", "make data: z by whole_expert"} <= names
+    else:
+        assert {"train: draw expression", "evaluate: z"} <= names
+        assert not any("result" in name for name in names)
+    assert set(plan.saved) == {name for name, part in plan.parts.items() if part.trainable}
+
+
+def test_images_are_counted_as_the_data_builder_makes_them() -> None:
+    plan = make_plan(composed("experiment=table1", "method=before", "dataset.pairs_per_prompt=2", "sizes.samples=3"))
+    # twelve attributes of the scene scorer, one prompt each, the two widest of three gaps, two sides, three images
+    assert plan.disk["image pairs"] == pytest.approx(12 * 2 * 2 * 3 * 32 * 32 * 1.6)
+    [drawn] = [phase for phase in plan.phases if phase.name == "make data: z"]
+    assert drawn.note.startswith("108 images")
+
+
 def test_what_is_missing_and_what_the_judge_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("sysdpo.planning.estimate.is_cached", lambda _: False)
+    monkeypatch.setattr("sysdpo.planning.missing.is_cached", lambda _: False)
     config = composed(
         "experiment=table2",
         "judge=alpaca_eval",
@@ -222,17 +246,14 @@ def test_what_is_missing_and_what_the_judge_costs(monkeypatch: pytest.MonkeyPatc
         "llm.pretrained=owner/name",
         "llm.weights=pretrained",
     )
-    from sysdpo.planning.estimate import Plan, _judge, missing
-
     content: Any = OmegaConf.to_container(config, resolve=True)
     lacks = " ".join(missing(config, content))
     for part in ("https://huggingface.co/owner/name", "OPENAI_API_KEY", "Intel/orca_dpo_pairs"):
         assert part in lacks
-    plan = Plan("", "h200", gpu("h200"), "")
-    _judge(plan, content)
-    assert "386 calls" in plan.judge  # 193 rows against the chosen answer and the untrained system's
+    price = cost.judge(content)
+    assert "386 calls" in price  # 193 rows against the chosen answer and the untrained system's
     prompt = 386 * (170 + 220 + 2 * 220)
-    assert f"${(prompt * 2.5 + 386 * 10) / 1e6:.2f}" in plan.judge
+    assert f"${(prompt * 2.5 + 386 * 10) / 1e6:.2f}" in price
     with pytest.raises(SettingError, match="did you mean 'h200'"):
         gpu("h20")
 

@@ -139,7 +139,7 @@ def test_a_model_that_only_draws_pairs_keeps_no_second_copy() -> None:
     system = progression._with_images_from(make_llm_diffusion(), lambda: drawer)
     assert system.component("diffusion") is drawer
     assert "diffusion" not in system.trainable
-    assert frozen_copies(system, "diffusion") == []
+    assert frozen_copies(drawer) == []
 
 
 def test_unparsed_texts_are_kept_and_rejected(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a run costs beside the GPU: disk, and the money of a paid judge."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sysdpo.components.language_model import LanguageModel
+from sysdpo.planning.plan import ADAM_BYTES, GENERATOR, Plan
+from sysdpo.planning.sizes import evaluation_rows, training_prompts
+from sysdpo.system import CompoundSystem
+
+JUDGE_FRAME = 170  # tokens of the judge's own prompt
+PNG_BYTES = 1.6  # a pixel of a photograph
+
+
+def disk(plan: Plan, content: Mapping[str, Any], system: CompoundSystem) -> dict[str, float]:
+    """Bytes: downloads as the hub stores them (language models bf16, pipelines fp32), and what a run writes."""
+    described = {n: c.get("model", {}) for n, c in content["system"]["components"].items()}
+    described[GENERATOR] = content["dataset"].get("generator") or {}
+    downloads: dict[str, int] = {}
+    for name, part in plan.parts.items():
+        source = described.get(name, {}).get("pretrained")
+        is_text = name in system.components and isinstance(system.component(name), LanguageModel)
+        if source:
+            downloads[source] = (part.parameters - part.trainable) * (2 if is_text else 4)
+    taken = {f"download {name}": float(size) for name, size in downloads.items()}
+    trainable = sum(p.trainable for p in plan.parts.values())
+    taken["checkpoint and adapters"] = trainable * (4 + ADAM_BYTES + 4 + 4)  # weights, Adam, best, adapters
+    dataset = content["dataset"]
+    if "prompts_per_attribute" in dataset:
+        samples, images = int(dataset["samples"]), int(content["system"]["captions_per_prompt"])
+        pairs = training_prompts(dataset) * min(int(dataset["pairs_per_prompt"]), samples * (samples - 1) // 2)
+        taken["image pairs"] = pairs * 2 * images * PNG_BYTES * _image_size(content, system) ** 2
+    return taken
+
+
+def _image_size(content: Mapping[str, Any], system: CompoundSystem) -> int:
+    """Height and width at which images are stored."""
+    [final] = system.graph.finals
+    drawer: Any = system.component(str(final.component))
+    return int(content["dataset"]["image_size"] or drawer.codec.image_size)
+
+
+def judge(content: Mapping[str, Any]) -> str:
+    """Calls and dollars of the row, and of all rows of its table."""
+    asked = judge_of(content)
+    if "dollars_per_million_prompt_tokens" not in asked:
+        return "no paid judge"
+    tokens, rows = content["plan"]["tokens"], evaluation_rows(content["dataset"])
+    methods = list(content.get("rows", [1]))
+    comparisons = 1 if content["train"] == [] else 2  # the untrained system does not meet itself
+    calls = comparisons * rows
+    prompt = calls * (JUDGE_FRAME + int(tokens["prompt"]) + 2 * int(tokens["text"]))
+    dollars = (
+        prompt * asked["dollars_per_million_prompt_tokens"] + calls * asked["dollars_per_million_completion_tokens"]
+    ) / 1e6
+    all_calls = (2 * len(methods) - 1) * rows
+    return (
+        f"{asked['model']}: {calls:,} calls, {prompt:,} prompt tokens, about ${dollars:.2f} for this row; "
+        f"{all_calls:,} calls, about ${dollars * all_calls / calls:.2f} for all {len(methods)} rows"
+    )
+
+
+def judge_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The judge's settings, where the experiment asks one."""
+    asks = content["evaluation"]["_target_"].endswith("WinRates")
+    return (content.get("judge") or {}) if asks else {}
