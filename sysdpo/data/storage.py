@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from datasets import Image as ImageFeature
 from filelock import FileLock
 from PIL import Image
 
 from sysdpo.errors import SettingError
+
+PART = 100
+"""Rows that are handled at a time: a column of one Arrow array ends at 2 GB, which 800 pairs of photographs fill."""
 
 
 @contextmanager
@@ -38,7 +41,8 @@ def save_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     fresh = path.with_name(f".{path.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     features = Features({key: _feature([row[key] for row in rows]) for key in rows[0]})
-    Dataset.from_list([dict(row) for row in rows], features=features).save_to_disk(str(fresh))
+    parts = [[dict(row) for row in rows[start : start + PART]] for start in range(0, len(rows), PART)]
+    concatenate_datasets([Dataset.from_list(part, features=features) for part in parts]).save_to_disk(str(fresh))
     shutil.rmtree(path, ignore_errors=True)
     fresh.rename(path)
 
@@ -53,9 +57,9 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
         ) from error
     if not isinstance(loaded, Dataset):
         raise SettingError(f"dataset.path={path}: has the splits {', '.join(loaded)}; name the folder of one.")
-    encoded = Features({key: _undecoded(feature) for key, feature in loaded.features.items()})
     known: dict[bytes, bytes] = {}
-    return [{key: _plain(value, known) for key, value in row.items()} for row in loaded.cast(encoded)]
+    parts = loaded.with_format("arrow").iter(batch_size=PART)  # as stored: no image is decoded, nothing written again
+    return [{key: _plain(value, known) for key, value in row.items()} for part in parts for row in part.to_pylist()]
 
 
 def _feature(values: Sequence[Any]) -> Any:
@@ -70,14 +74,6 @@ def _feature(values: Sequence[Any]) -> Any:
     if type(first) not in kinds:
         raise SettingError(f"a data set cannot hold values of type {type(first).__name__}.")
     return Value(kinds[type(first)])
-
-
-def _undecoded(feature: Any) -> Any:
-    if isinstance(feature, ImageFeature):
-        return ImageFeature(decode=False)
-    if isinstance(feature, Mapping):
-        return {key: _undecoded(value) for key, value in feature.items()}
-    return List(_undecoded(feature.feature), length=feature.length) if isinstance(feature, List) else feature
 
 
 def _plain(value: Any, known: dict[bytes, bytes]) -> Any:

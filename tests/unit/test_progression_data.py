@@ -13,7 +13,7 @@ from datasets import load_from_disk
 from PIL import Image
 
 from sysdpo.components.images import to_picture, to_pixels
-from sysdpo.data import progression
+from sysdpo.data import progression, storage
 from sysdpo.data.progression import Progressions
 from sysdpo.data.progression_prompts import NOUNS, make_prompts
 from sysdpo.data.storage import load_rows, save_rows
@@ -167,6 +167,24 @@ def test_rows_of_every_kind_survive_storage(tmp_path: Path) -> None:
     first, second = loaded[0]["c"]["z"]
     assert first is second
     assert torch.equal(to_pixels(first, 8), to_pixels(picture, 8))
+
+
+def test_many_images_never_meet_in_one_arrow_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6,000 pairs of photographs are 7.5 GB a column, and an array ends at 2: rows are handled in parts."""
+    sizes = []
+    from_list = storage.Dataset.from_list
+    monkeypatch.setattr(storage, "PART", 2)
+    monkeypatch.setattr(storage.Dataset, "from_list", lambda rows, **k: sizes.append(len(rows)) or from_list(rows, **k))
+    rows = [{"a": i, "z": [to_picture(image(i)), to_picture(image(0))]} for i in range(5)]
+    save_rows(rows, tmp_path / "set")
+    assert sizes == [2, 2, 1]
+    files = sorted((tmp_path / "set").rglob("*"))
+    loaded = load_rows(tmp_path / "set")
+    assert sorted((tmp_path / "set").rglob("*")) == files  # reading writes nothing beside the data
+    assert [row["a"] for row in loaded] == [0, 1, 2, 3, 4]
+    for i, row in enumerate(loaded):
+        assert torch.equal(to_pixels(row["z"][0], 8), to_pixels(rows[i]["z"][0], 8))  # type: ignore[index]
+        assert row["z"][1] is loaded[0]["z"][0]  # equal images are kept once, also over parts
 
 
 # ---- the measure -------------------------------------------------------------------------------------------------
