@@ -231,13 +231,13 @@ REFERENCES = ["rain falls", "the sea is blue and grey and blue", "a poem"]
 OUTPUTS = ["it falls all day and all day", "grey", "a poem"]
 
 
-def save_byte_tokenizer(folder: Path) -> Qwen2Tokenizer:
+def save_byte_tokenizer(folder: Path, chat_template: str = CHAT_TEMPLATE) -> Qwen2Tokenizer:
     """Qwen2's own class over single bytes; no padding token, as many decoders come."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: i for i, letter in enumerate([*letters, "<|endoftext|>"])}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[])
     tokenizer.pad_token = None
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -248,15 +248,16 @@ def tiny_decoder(**changes: Any) -> Qwen2Config:
     return Qwen2Config(**{**sizes, **more, **changes})
 
 
-def test_decoder_reward_model_in_a_padded_batch_equals_one_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["[end] ", "<|endoftext|>"])
+def test_decoder_reward_model_in_a_padded_batch_equals_one_at_a_time(tmp_path: Path, end: str) -> None:
     torch.manual_seed(0)
-    tokenizer = save_byte_tokenizer(tmp_path)
+    tokenizer = save_byte_tokenizer(tmp_path, CHAT_TEMPLATE.replace("[end] ", end))
     assert tokenizer.pad_token is None
     model = Qwen2ForSequenceClassification(tiny_decoder()).eval()
     model.save_pretrained(tmp_path)
 
     def reward(instruction: str, answer: str) -> float:
-        text = f"[user] {instruction} [end] [assistant] {answer} [end] "
+        text = f"[user] {instruction} {end}[assistant] {answer} {end}"
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
         hidden = model.model(input_ids=ids).last_hidden_state[0, -1]  # the last token carries the reward
         return model.score(hidden).item()

@@ -1,15 +1,17 @@
 """A reward model as judge (table 2 without an API): any sequence-classification model with one output."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.base import check_rows, check_temperature, preference_from_scores
+from sysdpo.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +84,32 @@ class RewardModelJudge:
         # Neighbours in length pad little; the longest come first, so that memory runs out early or never.
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
         rewards = [0.0] * len(encoded)
-        for start in tqdm(range(0, len(order), self.batch_size), desc="rewards", dynamic_ncols=True):
+        pad = self._padding(tokenizer, model, encoded)
+        starts = range(0, len(order), self.batch_size)
+        for start in progress(starts, "rewards", total=len(starts)):
             batch = order[start : start + self.batch_size]
-            inputs = tokenizer.pad([encoded[i] for i in batch], return_tensors="pt").to(self.device)
+            inputs = {
+                name: pad_sequence(
+                    [torch.tensor(encoded[i][name]) for i in batch],
+                    batch_first=True,
+                    padding_value=pad if name == "input_ids" else 0,
+                ).to(self.device)
+                for name in encoded[batch[0]]
+            }
             for i, logit in zip(batch, model(**inputs).logits[:, 0].float().tolist(), strict=True):
                 rewards[i] = logit
         return rewards
+
+    @staticmethod
+    def _padding(tokenizer: Any, model: Any, encoded: Sequence[Mapping[str, list[int]]]) -> int:
+        """The padding token. A decoder reads its reward at the last token that is another one, so where the tokenizer
+        has none, it must not be the one that ends the texts; it is masked, so any other will do."""
+        pad = tokenizer.pad_token_id
+        if pad is None:
+            ends = {row["input_ids"][-1] for row in encoded}
+            pad = next(token for token in itertools.count() if token not in ends)
+        model.config.get_text_config().pad_token_id = pad
+        return int(pad)
 
     @staticmethod
     def _encode(tokenizer: Any, instruction: str, answer: str) -> dict[str, list[int]]:
@@ -117,8 +139,5 @@ class RewardModelJudge:
                     f"weights missing for: {', '.join(sorted(info['missing_keys'])) or 'none'}); choose a "
                     "sequence-classification model with one output."
                 )
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            model.config.pad_token_id = tokenizer.pad_token_id
             self._loaded = tokenizer, model.to(self.device).eval()
         return self._loaded
