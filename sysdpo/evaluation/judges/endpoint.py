@@ -16,6 +16,7 @@ import httpx
 from tqdm import tqdm
 
 from sysdpo.errors import SettingError
+from sysdpo.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +103,8 @@ class ChatEndpoint:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=self.concurrency)
         async with httpx.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
-            with tqdm(total=len(waiting), desc=progress, unit="call", dynamic_ncols=True) as bar:
-                session = _Session(self, client, key, bar)
+            with bar(progress, total=len(waiting)) as calls:
+                session = _Session(self, client, key, calls)
 
                 async def work() -> None:
                     while waiting:
@@ -113,7 +114,7 @@ class ChatEndpoint:
                         except BaseException:
                             waiting.clear()
                             raise
-                        bar.update()
+                        calls.update()
 
                 workers = (work() for _ in range(min(self.concurrency, len(waiting))))
                 outcomes = await asyncio.gather(*workers, return_exceptions=True)
@@ -143,11 +144,11 @@ class ChatEndpoint:
 class _Session:
     """One client's attempts at one endpoint; a Retry-After that one request gets holds back all of them."""
 
-    def __init__(self, endpoint: ChatEndpoint, client: httpx.AsyncClient, key: str | None, bar: "tqdm[Any]") -> None:
+    def __init__(self, endpoint: ChatEndpoint, client: httpx.AsyncClient, key: str | None, calls: "tqdm[Any]") -> None:
         self.endpoint = endpoint
         self.client = client
         self.key = key
-        self.bar = bar
+        self.calls = calls
         self.retries = 0
         self.not_before = 0.0
 
@@ -177,7 +178,7 @@ class _Session:
                 trouble = f"malformed answer: {error}"
             trouble = self._redact(trouble)
             self.retries += 1
-            self.bar.set_postfix_str(f"{self.retries} retries, last: {trouble[:60]}")
+            self.calls.set_postfix_str(f"{self.retries} retries, last: {trouble[:60]}")
             logger.info("endpoint: attempt %d of %d: %s", attempt, endpoint.max_attempts, trouble)
             if attempt < endpoint.max_attempts:
                 await asyncio.sleep(wait)
