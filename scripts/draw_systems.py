@@ -15,8 +15,8 @@ HEADING = """<details>
 <summary>Every system that comes with the project, drawn</summary>
 
 One file each under `conf/system/`, chosen with `system=NAME`. Stadiums are inputs, boxes intermediate variables, double
-boxes final ones; `y ~ psi1` says which component draws the variable. A dotted arrow leaves a variable whose value decides
-who draws the other, or whether it is drawn at all.
+boxes final ones; `y ~ psi1` says which component draws the variable. A dotted arrow leaves a variable whose value
+decides who draws the other, or whether it is drawn at all.
 
 | a variable may say | and means |
 |---|---|

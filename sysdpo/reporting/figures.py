@@ -205,7 +205,7 @@ def _draw(
         axes.set_ylabel(table.metrics.get(key.removeprefix(EVALUATION), "reward margin"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         canvas.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        svg = _save(canvas, folder, name)
+        svg = save(canvas, folder, name)
     remarks = [_seeds(table, lines)]
     if key.startswith(EVALUATION) and (rows := _rows_a_point(table, lines)):
         remarks.append(f"{rows} evaluation rows a point")
@@ -224,13 +224,19 @@ def _draw_ends(table: Table, metric: str, name: str, caption: str, folder: Path)
         axes.set_yticks(range(len(rows)), [row.title for row in rows])
         axes.margins(y=0.15)
         axes.set_xlabel(table.metrics.get(metric, metric))
-        svg = _save(canvas, folder, name)
+        svg = save(canvas, folder, name)
     return Figure(name, f"{caption}; bars are standard errors over evaluation rows", svg)
 
 
 @contextmanager
 def _canvas(name: str, height: float = 3.7) -> Iterator[Canvas]:
-    style: Any = {
+    with matplotlib.rc_context(style(name)):
+        yield Canvas(figsize=(4.7, height), layout="constrained")
+
+
+def style(name: str) -> Any:
+    """What a drawing of this name is made with: one ink and one size of letters, the same file for the same data."""
+    return {
         "svg.fonttype": "none",  # text stays text: small, searchable, and in the reader's colour
         "svg.hashsalt": name,
         "font.size": 9,
@@ -238,12 +244,10 @@ def _canvas(name: str, height: float = 3.7) -> Iterator[Canvas]:
         "axes.spines.right": False,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     }
-    with matplotlib.rc_context(style):
-        yield Canvas(figsize=(4.7, height), layout="constrained")
 
 
-def _save(canvas: Canvas, folder: Path, name: str) -> str:
-    """The SVG text, after both files are written."""
+def save(canvas: Canvas, folder: Path, name: str) -> str:
+    """Write `<name>.svg` and `<name>.png`; returns the SVG text."""
     text = io.StringIO()
     canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,32 +9,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from sysdpo.reporting.figures import COLOURS, INK, MARKERS
-from sysdpo.reporting.pooling import Cell, figure
+from sysdpo.reporting.figures import COLOURS, INK, MARKERS, save, style
+from sysdpo.reporting.pooling import Cell, figure, pool
 from sysdpo.reporting.runs import RunFolder
 
 MAX_FACETS = 9
 """More heat maps than this are one: the mean over the settings that would tell them apart."""
-
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-}
 
 Point = tuple[str, ...]  # values of some axes
 
@@ -52,7 +43,7 @@ class SweepJob:
     def status(self) -> str:
         return "failed" if self.error else "finished" if self.run.metrics is not None else "missing"
 
-    @property
+    @cached_property
     def cells(self) -> dict[str, Cell]:
         """metric -> figure, of a finished job."""
         if self.status != "finished":
@@ -111,39 +102,36 @@ def as_csv(sweep: Sweep) -> str:
 
 def draw(sweep: Sweep, metric: str, folder: Path) -> Path | None:
     """`<metric>.svg` and `.png`, over the finished jobs; returns the PNG's path, None where no job has the metric."""
-    cells = [(job.values, job.cells[metric]) for job in sweep.jobs if metric in job.cells]
-    axes = [axis for axis in sweep.axes if len({values.get(axis) for values, _ in cells}) > 1]
-    if not cells:
+    jobs = [job for job in sweep.jobs if metric in job.cells]
+    axes = [axis for axis in sweep.axes if len({job.values.get(axis) for job in jobs}) > 1]
+    if not jobs:
         return None
-    numeric = [axis for axis in axes if all(_is_number(values.get(axis, "")) for values, _ in cells)]
-    style: Any = {**STYLE, "svg.hashsalt": metric}
-    with matplotlib.rc_context(style):
+    numeric = [axis for axis in axes if all(_is_number(job.values.get(axis, "")) for job in jobs)]
+    with matplotlib.rc_context(style(metric)):
         if len(numeric) >= 2:
-            canvas = heat_maps(sweep, metric, cells, numeric[:2], [a for a in axes if a not in numeric[:2]])
+            canvas = heat_maps(sweep, metric, jobs, numeric[:2], [a for a in axes if a not in numeric[:2]])
         else:
-            canvas = _lines(sweep, metric, cells, numeric, [axis for axis in axes if axis not in numeric])
-        folder.mkdir(parents=True, exist_ok=True)
-        canvas.savefig(folder / f"{metric}.svg", transparent=True, metadata={"Date": None})
-        canvas.savefig(folder / f"{metric}.png", dpi=160, facecolor="white")
+            canvas = lines_or_points(sweep, metric, jobs, numeric, [axis for axis in axes if axis not in numeric])
+        save(canvas, folder, metric)
     return folder / f"{metric}.png"
 
 
-Cells = Sequence[tuple[Mapping[str, str], Cell]]
+Jobs = Sequence[SweepJob]  # finished
 
 
-def heat_maps(sweep: Sweep, metric: str, cells: Cells, pair: Sequence[str], others: Sequence[str]) -> Canvas:
+def heat_maps(sweep: Sweep, metric: str, jobs: Jobs, pair: Sequence[str], others: Sequence[str]) -> Canvas:
     """One map for each combination of the other settings, all with one scale of colours."""
     across, down = pair
-    facets = _combinations(cells, others)
+    facets = _combinations(jobs, others)
     note = ""
     if len(facets) > MAX_FACETS:
         note, others, facets = f", mean over {', '.join(sweep.axes[a] for a in others)}", [], [()]
-    xs, ys = _sorted(cells, across), _sorted(cells, down)
+    xs, ys = _sorted(jobs, across), _sorted(jobs, down)
     maps = [np.full((len(ys), len(xs)), math.nan) for _ in facets]
     for grid, facet in zip(maps, facets, strict=True):
         for row, column in np.ndindex(grid.shape):
             wanted = dict(zip((across, down, *others), (xs[column], ys[row], *facet), strict=True))
-            found = [cell.value for values, cell in cells if all(values.get(k) == v for k, v in wanted.items())]
+            found = [j.cells[metric].value for j in jobs if all(j.values.get(k) == v for k, v in wanted.items())]
             grid[row, column] = np.mean(found) if found else math.nan
     columns = min(len(facets), 3)
     rows = math.ceil(len(facets) / columns)
@@ -177,35 +165,42 @@ def heat_maps(sweep: Sweep, metric: str, cells: Cells, pair: Sequence[str], othe
     if image is not None:
         bar = canvas.colorbar(image, ax=panels.tolist(), label=sweep.metrics[metric])
         bar.outline.set_visible(False)
-    canvas.suptitle(_title(sweep, metric, cells, note), fontsize=9)
+    canvas.suptitle(_title(sweep, metric, note), fontsize=9)
     return canvas
 
 
-def _lines(sweep: Sweep, metric: str, cells: Cells, numeric: Sequence[str], others: Sequence[str]) -> Canvas:
-    """Means over seeds against the numeric setting, a line for each combination of the others; without one, points."""
+def lines_or_points(sweep: Sweep, metric: str, jobs: Jobs, numeric: Sequence[str], others: Sequence[str]) -> Canvas:
+    """Seeds pooled, against the numeric setting, a line for each combination of the others; without one, points."""
     canvas = Canvas(figsize=(5.2, 3.9), layout="constrained")
     panel = canvas.add_subplot()
-    lines = _combinations(cells, others) if numeric else [()]
+    lines = _combinations(jobs, others) if numeric else [()]
     along = list(numeric) or list(others)
-    positions = _sorted(cells, along[0]) if numeric else [", ".join(point) for point in _combinations(cells, others)]
+    positions = _sorted(jobs, along[0]) if numeric else [", ".join(point) for point in _combinations(jobs, others)]
     for number, line in enumerate(lines):
         xs: list[float] = []
-        means: list[float] = []
-        errors: list[float] = []
+        cells: list[Cell] = []
         for place, position in enumerate(positions):
-            found = [
-                cell
-                for values, cell in cells
-                if (not numeric or tuple(values.get(a, "–") for a in others) == line)
-                and ", ".join(values.get(a, "–") for a in along) == position
+            runs = [
+                job.run
+                for job in jobs
+                if (not numeric or tuple(job.values.get(a, "–") for a in others) == line)
+                and ", ".join(job.values.get(a, "–") for a in along) == position
             ]
-            if found:
+            cell, _ = pool(runs, metric)
+            if cell is not None:
                 xs.append(float(position) if numeric else place)
-                means.append(float(np.mean([cell.value for cell in found])))
-                errors.append(_error(found))
-        label = ", ".join(line)
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "capsize": 3}
-        panel.errorbar(xs, means, errors, label=label, linestyle="-" if numeric else "none", markersize=5, **style)  # type: ignore[arg-type]
+                cells.append(cell)
+        panel.errorbar(
+            xs,
+            [cell.value for cell in cells],
+            [cell.se or 0.0 for cell in cells],
+            label=", ".join(line),
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle="-" if numeric else "none",
+            markersize=5,
+            capsize=3,
+        )
     if numeric:
         _value_axis(panel, [float(text) for text in positions], positions)
     else:
@@ -216,7 +211,7 @@ def _lines(sweep: Sweep, metric: str, cells: Cells, numeric: Sequence[str], othe
     if len(lines) > 1:
         heading = ", ".join(sweep.axes[a] for a in others)
         canvas.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8, title=heading)
-    canvas.suptitle(_title(sweep, metric, cells, ", ± standard error"), fontsize=9)
+    canvas.suptitle(_title(sweep, metric, "\n± standard error over evaluation rows"), fontsize=9)
     return canvas
 
 
@@ -229,26 +224,19 @@ def _value_axis(panel: Axes, values: Sequence[float], texts: Sequence[str]) -> N
     panel.set_xticks(values, texts)
 
 
-def _error(cells: Sequence[Cell]) -> float:
-    """Standard error over seeds, where there are several; of one seed, over evaluation rows; 0 where unknown."""
-    if len(cells) > 1:
-        return float(np.std([cell.value for cell in cells], ddof=1) / math.sqrt(len(cells)))
-    return cells[0].se or 0.0
-
-
-def _title(sweep: Sweep, metric: str, cells: Cells, note: str) -> str:
+def _title(sweep: Sweep, metric: str, note: str) -> str:
     seeds = {job.run.metrics["seed"] for job in sweep.jobs if metric in job.cells and job.run.metrics}
     over = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return f"{sweep.metrics[metric]}, {sweep.experiment} at {sweep.scale}, {over}{note}"
 
 
-def _combinations(cells: Cells, axes: Sequence[str]) -> list[Point]:
+def _combinations(jobs: Jobs, axes: Sequence[str]) -> list[Point]:
     """The distinct values of some settings together, in the order in which jobs come."""
-    return list(dict.fromkeys(tuple(values.get(axis, "–") for axis in axes) for values, _ in cells))
+    return list(dict.fromkeys(tuple(job.values.get(axis, "–") for axis in axes) for job in jobs))
 
 
-def _sorted(cells: Cells, axis: str) -> list[str]:
-    return sorted({values[axis] for values, _ in cells}, key=float)
+def _sorted(jobs: Jobs, axis: str) -> list[str]:
+    return sorted({job.values[axis] for job in jobs}, key=float)
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ def draw(file: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_readme_s_systems_are_up_to_date(tmp_path: Path) -> None:
-    """`make draw-systems` would change nothing, restores what is lost, and leaves the rest alone; no system is missing."""
+    """`make draw-systems` would change nothing, restores what is lost, leaves the rest alone; no system is missing."""
     before, rest = README.split("<!-- systems -->")
     drawn, after = rest.split("<!-- /systems -->")
     assert re.findall(r"^\*\*(\w+)\*\*: ", drawn, flags=re.MULTILINE) == SYSTEMS

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,8 +22,9 @@ from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
 from sysdpo.reporting.json_log import JsonLogger
 from sysdpo.reporting.runs import RunFolder, write_json
-from sysdpo.reporting.sweeps import heat_maps, read_sweep, summarise
+from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep, summarise
 from sysdpo.sweeps import Plan, plan
+from tests.unit.test_reporting import FIGURES, POOLED, PREFERENCES, write_run
 
 ROWS = ("method=prompted,sysdpo_sampling",)
 
@@ -220,7 +222,7 @@ def test_two_numeric_settings_make_a_heat_map_a_third_its_panels(tmp_path: Path)
         assert picture.width > picture.height
     sweep = read_sweep(tmp_path)
     assert len(sweep.jobs) == 14
-    canvas = heat_maps(sweep, "wr", [(j.values, j.cells["wr"]) for j in sweep.jobs], ["beta", "sampler.k"], ["d"])
+    canvas = heat_maps(sweep, "wr", sweep.jobs, ["beta", "sampler.k"], ["d"])
     first, second = (panel.images[0].get_array() for panel in canvas.axes if panel.get_title())
     assert first is not None
     assert second is not None
@@ -246,6 +248,22 @@ def test_one_numeric_setting_makes_lines_and_none_makes_points(tmp_path: Path) -
     a_sweep(other, {"sampler": "sampler"}, {("beam",): 50, ("mc",): 52})
     summarise(other)
     assert {"beam", "mc", "sampler"} <= set(texts(other))
+
+
+def test_error_bars_are_the_table_s(tmp_path: Path) -> None:
+    """Two seeds on the same four rows: clustered by row, as `test_reporting.py` derives it."""
+    jobs = []
+    for k in ("2", "4"):
+        for seed in (0, 1):
+            run = write_run(tmp_path / k, "ours", seed, PREFERENCES[seed], FIGURES[seed])
+            jobs.append({"name": f"{k}-{seed}", "values": {"k": k}, "folder": str(run), "error": None})
+    content = {"name": "s", "experiment": "e", "scale": "t", "metrics": {"rate": "Rate"}, "axes": {"k": "k"}}
+    write_json(tmp_path / "sweep.json", {**content, "jobs": jobs})
+    sweep = read_sweep(tmp_path)
+    canvas = lines_or_points(sweep, "rate", sweep.jobs, ["k"], [])
+    _, _, (bars,) = canvas.axes[0].containers[0]
+    low, high = POOLED.value - POOLED.se, POOLED.value + POOLED.se
+    np.testing.assert_allclose(bars.get_segments(), [[[k, low], [k, high]] for k in (2, 4)])
 
 
 def test_a_study_s_runs_share_one_file_of_lines(tmp_path: Path) -> None:
