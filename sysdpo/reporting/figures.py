@@ -145,15 +145,15 @@ def _sequence_figure(
     table: Table, config: Mapping[str, Any], name: str, wanted: Mapping[str, Any], folder: Path
 ) -> Drawn:
     """Image sequences of two rows of the table, with the fields of their records that hold captions and levels."""
-    by_method = {row.method: row for row in table.rows}
     spec = wanted["sequences"]
-    before, after = by_method[spec["before"]], by_method[spec["after"]]
-    lines = sequence_lines(
-        before, after, variables(config, "input"), spec["captions"], spec["levels"], spec["metric"], SEQUENCES
-    )
+    by_method = {row.method: row for row in table.rows}
+    before, after = by_method.get(spec["before"]), by_method.get(spec["after"])
+    fields = (spec["captions"], spec["levels"], spec["metric"])
+    lines = sequence_lines(before, after, variables(config, "input"), *fields, SEQUENCES) if before and after else []
     if not lines:
-        command = table.command([row.method for row in (before, after)], [int(config.get("seed", 0))])
-        return Drawn([], [f"{name}: pictures of {before.method} and {after.method}. To fill in: {command}"])
+        methods = [spec["before"], spec["after"]]
+        command = table.command(methods, [int(config.get("seed", 0))])
+        return Drawn([], [f"{name}: pictures of {' and '.join(methods)}. To fill in: {command}"])
     draw_sheet(lines, folder / name)
     return Drawn([Figure(name, wanted["caption"], None)], [])
 

@@ -365,6 +365,12 @@ def test_image_sequences_stand_beside_each_other_with_captions_and_levels(root: 
     assert sum(node.tag.endswith("image") for node in drawing.iter()) == 2
 
 
+def test_a_figure_of_a_row_that_the_table_leaves_out_is_named_as_missing(root: Path, methods: Path) -> None:
+    spec = {"before": "gone", "after": "ours", "captions": "c", "levels": "l", "metric": "rate"}
+    printed = specified(root, methods, g={"sequences": spec, "caption": "G"})
+    assert "not drawn: g: pictures of gone and ours." in printed
+
+
 def test_a_figure_of_no_known_kind_is_refused(root: Path, methods: Path) -> None:
     with pytest.raises(SettingError, match=r"figures\.g: it needs one of curve, sweep, sequences"):
         specified(root, methods, g={"caption": "G"})
