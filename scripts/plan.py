@@ -1,13 +1,12 @@
 """What one row would take, before anything is downloaded: python scripts/plan.py experiment=table2 scale=paper"""
 
+from functools import partial
+
 from sysdpo.cli import command
 
 
-def main() -> None:
-    command(_plan, "plan")()
-
-
-def _plan(config):  # type: ignore[no-untyped-def]
+@partial(command, config_name="plan")
+def main(config):  # type: ignore[no-untyped-def]
     from sysdpo.planning.estimate import check_plan, make_plan, render
 
     check_plan(config)
