@@ -78,7 +78,8 @@ def train(args: argparse.Namespace) -> tuple[UNet2DConditionModel, float]:
     cached = args.work / f"text_features-{digest[:12]}.pt"
     if not cached.exists():
         features = encode_captions(texts)
-        torch.save((features.hidden.half(), features.mask), cached)
+        torch.save((features.hidden.half(), features.mask), cached.with_suffix(".partial"))
+        cached.with_suffix(".partial").rename(cached)
         print(f"encoded {len(pool)} captions", flush=True)
     hidden, mask = torch.load(cached)
 
@@ -90,7 +91,7 @@ def train(args: argparse.Namespace) -> tuple[UNet2DConditionModel, float]:
     start, seconds = 0, 0.0
     checkpoint = args.work / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
+        state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
