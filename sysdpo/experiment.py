@@ -38,7 +38,7 @@ TRAINERS = ("joint", "separate")
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
-    with named(f"{config.method.name} {config.seed}"):
+    with named("/".join(Path(config.run_folder).parts[-2:])):
         return _run(config)
 
 

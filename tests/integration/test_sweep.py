@@ -34,8 +34,9 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyt
     while time.monotonic() < deadline and process.poll() is None and len(list(folder.glob("*/metrics.json"))) < 4:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL
+    assert "grid/beta=0.05,k=2,diversity_penalty=0,seed=0: train:" in errors  # a bar says whose it is
     files = [p / name for p in folder.glob("*/metrics.json") for name in ("../metrics.json", "../metrics.jsonl")]
     before = {file.resolve(): file.resolve().stat().st_mtime_ns for file in files}
     assert 8 <= len(before) < 16
