@@ -34,6 +34,8 @@ NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_t
 """Who listens, how much at a time, how a report looks: no reason to run a row again."""
 
 TRAINERS = ("joint", "separate")
+COUNTS = {"seed": 0, "curve_rows": 1, "evaluation_batch_size": 1}
+"""Whole numbers of the config, and the least that each may be."""
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -60,6 +62,9 @@ def _run(config: DictConfig) -> dict[str, Any]:
                 logger.finish(told)
             mark.touch()
         return folder.metrics or {}
+    for name, least in COUNTS.items():
+        if not isinstance(config[name], int) or config[name] < least:
+            raise SettingError(f"{name}={config[name]}: must be a whole number, at least {least}.")
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
