@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class SettingError(ValueError):
@@ -9,6 +10,12 @@ class SettingError(ValueError):
 
     Commands print it without a traceback and exit with status 2.
     """
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Refuse a setting that is no whole number, or one below `least`."""
+    if not isinstance(value, int) or value < least:
+        raise SettingError(f"{name}={value}: must be a whole number, at least {least}.")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

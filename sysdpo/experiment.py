@@ -18,7 +18,7 @@ from PIL import Image
 from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.data.records import PreferenceData
 from sysdpo.data.storage import made_once
-from sysdpo.errors import SettingError, nearest
+from sysdpo.errors import SettingError, check_count, nearest
 from sysdpo.graph import SystemGraph
 from sysdpo.progress import named, progress
 from sysdpo.reporting.runs import RunFolder, read_jsonl, write_json, write_jsonl
@@ -63,8 +63,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
             mark.touch()
         return folder.metrics or {}
     for name, least in COUNTS.items():
-        if not isinstance(config[name], int) or config[name] < least:
-            raise SettingError(f"{name}={config[name]}: must be a whole number, at least {least}.")
+        check_count(name, config[name], least)
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from sysdpo.errors import SettingError, nearest
+from sysdpo.errors import SettingError, check_count, nearest
 from sysdpo.objectives import Link, preference_loss
 from sysdpo.progress import bar
 from sysdpo.reporting.runs import read_jsonl, write_jsonl
@@ -58,9 +58,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         counts = COUNTS if self.patience is None else {**COUNTS, "patience": 1}
         for name, least in counts.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise SettingError(f"training.{name}={value}: must be a whole number, at least {least}.")
+            check_count(f"training.{name}", getattr(self, name), least)
         for name in (*POSITIVE, *NOT_NEGATIVE):
             value, strictly = getattr(self, name), name in POSITIVE
             if not isinstance(value, int | float) or not (value > 0 if strictly else value >= 0):
