@@ -19,22 +19,10 @@ from transformers import (
 from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.text import byte_tokenizer, local_tokenizer
 from sysdpo.components.weights import WHEELS, architecture_folder, pretrained_folder
+from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 
 Weights = Literal["pretrained", "random"]
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU if there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise SettingError(f"device={device!r}: write auto, cpu, cuda or cuda:0.") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(f"device={device}: this machine has no CUDA device; set device=cpu or device=auto.")
-    return resolved
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

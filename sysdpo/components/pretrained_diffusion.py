@@ -25,9 +25,10 @@ from sysdpo.components.denoising import Bound
 from sysdpo.components.diffusion import Diffusion
 from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.images import Autoencoder, Codec, PixelUnshuffle
-from sysdpo.components.pretrained import Weights, resolve_device, resolve_dtype, shapes_only
+from sysdpo.components.pretrained import Weights, resolve_dtype, shapes_only
 from sysdpo.components.text import byte_tokenizer, local_tokenizer
 from sysdpo.components.weights import architecture_folder, pretrained_folder
+from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 
 SHIPPED = {"scene_diffusion": Path(__file__).resolve().parent.parent / "assets" / "scene_diffusion"}

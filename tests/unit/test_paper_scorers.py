@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from sysdpo.components.text import byte_tokenizer
 from sysdpo.errors import SettingError
+from sysdpo.evaluation.judges.reward_model import RewardModelJudge
 from sysdpo.evaluation.scorers.clip_antonym import MEAN, STD, ClipAntonym, build_clip_antonym
 from sysdpo.evaluation.scorers.transient import ATTRIBUTES, _check_levels, build_transient_resnet50, prepare
 
@@ -304,3 +305,14 @@ def test_settings_and_a_folder_in_the_hub_s_layout(clip: CLIPModel, tmp_path: Pa
         ClipAntonym(clip, byte_tokenizer(), {"fog": ["fog", "clear"]}, temperature=0)
     with pytest.raises(SettingError, match=r"scorer\.pretrained"):
         build_clip_antonym(str(tmp_path / "none"), {"fog": ["fog", "clear"]})
+
+
+def test_an_unknown_device_is_one_line_whatever_it_would_run() -> None:
+    makers = (
+        lambda: build_clip_antonym("openai/clip-vit-large-patch14", {"fog": ["fog", "clear"]}, device="gpu"),
+        lambda: build_transient_resnet50(None, device="gpu"),
+        lambda: RewardModelJudge("owner/name", device="gpu"),
+    )
+    for make in makers:
+        with pytest.raises(SettingError, match="device='gpu': write auto, cpu, cuda"):
+            make()

@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.base import check_rows, check_temperature, preference_from_scores
 from sysdpo.progress import progress
@@ -30,7 +31,7 @@ class RewardModelJudge:
         temperature: float = 1.0,
         batch_size: int = 8,
         max_length: int = 2048,
-        device: str | None = None,
+        device: str = "auto",
         dtype: str = "auto",
     ) -> None:
         """Loads nothing yet: the weights come with the first call of `preferences`.
@@ -39,7 +40,7 @@ class RewardModelJudge:
             model: a hub id or a folder in the hub's layout.
             max_length: tokens of instruction and answer together; what exceeds it is cut off at the end, and
                 said.
-            device: where it runs; by default the GPU if there is one.
+            device: where it runs; auto: the GPU if there is one.
             dtype: of the weights; `auto` takes the checkpoint's.
         """
         if batch_size < 1 or max_length < 1:
@@ -48,7 +49,7 @@ class RewardModelJudge:
         self.temperature = check_temperature(temperature)
         self.batch_size = batch_size
         self.max_length = max_length
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = resolve_device(device)
         self.dtype = dtype
         self._loaded: tuple[Any, Any] | None = None
 

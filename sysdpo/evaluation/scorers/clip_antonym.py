@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
+from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.scorers.scene import Floats, attribute_rows
 
@@ -101,7 +102,7 @@ def build_clip_antonym(
     device: str = "cpu",
 ) -> ClipAntonym:
     """The scorer from a folder in the layout of `save_pretrained`, or a hub id."""
-    place = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    place = resolve_device(device)
     try:
         model: Any = CLIPModel.from_pretrained(pretrained)
         tokenizer = AutoTokenizer.from_pretrained(pretrained)

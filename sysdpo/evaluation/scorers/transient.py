@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.scorers.scene import Floats, attribute_rows
 
@@ -74,21 +75,22 @@ def build_transient_resnet50(
     """
     if folder is not None and checkpoint is not None:
         raise SettingError("scorer.folder and scorer.checkpoint are both set; name one of them.")
-    place = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    place = resolve_device(device)
     if checkpoint is not None:
-        scorer = TransientResNet50(_published(Path(checkpoint).expanduser(), sha256))
+        model: Any = _published(Path(checkpoint).expanduser(), sha256)
+        scorer = TransientResNet50(model.to(place))
         if sha256 is None:
             _check_levels(scorer, checkpoint)
-        scorer.model.to(place)
         return scorer
     if folder is None:
-        return TransientResNet50(new_resnet50(architecture))
+        model = new_resnet50(architecture)
+        return TransientResNet50(model.to(place))
     if not (Path(folder).expanduser() / "config.json").is_file():
         raise SettingError(
             f"scorer.folder={folder!r}: there is no model in such a folder; train it with scripts/train_transient.py, "
             "set scorer.checkpoint to a published file, or choose scorer=clip_antonym."
         )
-    model: Any = ResNetForImageClassification.from_pretrained(str(Path(folder).expanduser()))
+    model = ResNetForImageClassification.from_pretrained(str(Path(folder).expanduser()))
     labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
     if labels != ATTRIBUTES and not labels[0].startswith("LABEL_"):
         raise SettingError(
