@@ -122,11 +122,6 @@ class VerifiableInstructions:
         train_rows, evaluation = read_rows(folder / "train"), read_rows(folder / "evaluation")
         pairs = make_pairs(train_rows, system.graph, needs_intermediates=needs_intermediates)
         held, kept = hold_out(pairs, self.validation)
-        if not kept:
-            raise SettingError(
-                f"dataset.validation={self.validation} leaves nothing of {len(pairs)} pairs to train on; lower it, or "
-                "raise dataset.prompts."
-            )
         return PreferenceData(kept, held, evaluation)
 
     def _build(self, system: CompoundSystem, final: str, folder: Path) -> None:
@@ -172,7 +167,13 @@ def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[P
         prompt = prompts.pop()
         held += [p for p in pairs if repr(p.inputs) == prompt]
     indices = {p.index for p in held}
-    return held, [p for p in pairs if p.index not in indices]
+    kept = [p for p in pairs if p.index not in indices]
+    if not kept:
+        raise SettingError(
+            f"dataset.validation={validation} leaves nothing of {len(pairs)} pairs to train on; lower it, or make "
+            "more prompts (sizes)."
+        )
+    return held, kept
 
 
 def _only_final(system: CompoundSystem) -> str:
