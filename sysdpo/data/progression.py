@@ -1,5 +1,6 @@
 """Preferences over image sequences, made from the system's own samples (section 5.1): the data of table 1."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -70,6 +71,12 @@ class Progressions:
         with made_once(folder, folder / "card.json") as missing:
             if missing:
                 self._build(system, train, evaluation, folder)
+        made_for = json.loads((folder / "card.json").read_text(encoding="utf-8")).get("digest")
+        if made_for not in (None, _digest(train)):  # the folder's name knows the file of prompts, not what is in it
+            raise SettingError(
+                f"dataset.prompts={self.prompts}: has other prompts than when {folder} was made of it; remove that "
+                "folder, or keep the new prompts in a file of another name."
+            )
         pairs = make_pairs(read_rows(folder / "train"), system.graph, needs_intermediates=needs_intermediates)
         held, kept = hold_out(pairs, self.validation)
         return PreferenceData(kept, held, [prompt.row() for prompt in evaluation])
@@ -101,6 +108,7 @@ class Progressions:
         scores = torch.tensor([s["score"] for s in drawn])
         card = {
             "prompts": len(train),
+            "digest": _digest(train),
             "evaluation_prompts": len(evaluation),
             "sequences": len(drawn),
             "unparsed": unparsed,
@@ -144,6 +152,10 @@ class Progressions:
             }
             for i, (row, sequence) in enumerate(zip(rows, scored, strict=True))
         ]
+
+
+def _digest(prompts: Sequence[ProgressionPrompt]) -> str:
+    return hashlib.sha256(json.dumps([prompt.row() for prompt in prompts]).encode()).hexdigest()[:12]
 
 
 def only_sequence(system: CompoundSystem) -> str:

@@ -123,7 +123,7 @@ def read_prompts(
         SettingError: a row that is none, or too few prompts of an attribute.
     """
     groups: dict[tuple[str, str], list[ProgressionPrompt]] = {}
-    for number, row in enumerate(read_rows(path), 1):
+    for number, row in enumerate(read_rows(path, "dataset.prompts"), 1):
         if not all(isinstance(row.get(key), str) for key in ("x", "attribute", "style")):
             raise SettingError(f"dataset.prompts={path}, row {number}: needs the texts x, attribute and style.")
         prompt = ProgressionPrompt(row["x"], row["attribute"], "", row["style"])

@@ -32,17 +32,17 @@ class PreferenceData:
     evaluation: list[Row]
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a JSONL file or of a `datasets` directory."""
+def read_rows(path: str | Path, setting: str = "dataset.path") -> list[Row]:
+    """The rows of a JSONL file or of a `datasets` directory; `setting` is what an error calls the path."""
     path = Path(path).expanduser()
     if path.is_dir():
         rows = load_rows(path)
     elif path.is_file():
         rows = list(_parse_lines(path))
     else:
-        raise SettingError(f"dataset.path={path}: there is no such file or folder.")
+        raise SettingError(f"{setting}={path}: there is no such file or folder.")
     if not rows:
-        raise SettingError(f"dataset.path={path}: the data set is empty.")
+        raise SettingError(f"{setting}={path}: the data set is empty.")
     return rows
 
 

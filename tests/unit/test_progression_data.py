@@ -124,6 +124,30 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     assert [p.chosen for p in resumed.train] == [p.chosen for p in whole.train]
 
 
+def test_data_made_of_other_prompts_are_not_taken(tmp_path: Path) -> None:
+    """The folder's name is a hash of the config, which names a file of prompts and does not know what is in it."""
+    path = tmp_path / "prompts.jsonl"
+
+    def write(word: str) -> None:
+        rows = [{"x": f"{word} {a} {i}", "attribute": a, "style": "s"} for a in Redness.attributes for i in range(3)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("first")
+    data = build(make_llm_diffusion(), tmp_path / "a", prompts=str(path))
+    assert {p.inputs["x"].split()[0] for p in data.train} == {"first"}
+    build(make_llm_diffusion(), tmp_path / "a", prompts=str(path))
+    write("second")
+    with pytest.raises(SettingError, match=rf"dataset\.prompts={path}: has other prompts than when"):
+        build(make_llm_diffusion(), tmp_path / "a", prompts=str(path))
+    with pytest.raises(SettingError, match=r"dataset\.prompts=.*none\.jsonl: there is no such file"):
+        build(make_llm_diffusion(), tmp_path / "b", prompts=str(tmp_path / "none.jsonl"))
+
+
+def test_validation_leaves_something_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"dataset\.validation=99 leaves nothing of \d+ pairs"):
+        build(make_llm_diffusion(), tmp_path / "a", validation=99)
+
+
 def test_another_model_may_draw_the_pairs(tmp_path: Path) -> None:
     system = make_llm_diffusion()
     own = build(system, tmp_path / "own")
