@@ -11,14 +11,14 @@ from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.conditioning import CachedCaptions, CaptionEncoder
 from sysdpo.components.denoising import Bound, mean_by_name
 from sysdpo.components.images import Codec, to_pixels
-from sysdpo.components.pretrained import shapes_only
+from sysdpo.components.pretrained import lora_config, shapes_only
 from sysdpo.errors import SettingError
 from sysdpo.objectives import denoising_log_ratio
 
@@ -231,16 +231,14 @@ def _draw(seed: int, draws: int, steps: int, shape: tuple[int, ...]) -> tuple[Te
 
 
 def _add_lora(unet: UNet2DConditionModel, lora: Mapping[str, Any], seed: int) -> None:
-    """Low-rank adapters in fp32 on a frozen UNet; `lora` holds PEFT's own `LoraConfig` keys."""
-    settings = dict(lora)
-    try:
-        config = LoraConfig(**settings)
-        with torch.random.fork_rng(devices=[]), shapes_only(unet.device):
-            torch.manual_seed(seed)
+    """Low-rank adapters in fp32 on a frozen UNet."""
+    config = lora_config(lora)
+    with torch.random.fork_rng(devices=[]), shapes_only(unet.device):
+        torch.manual_seed(seed)
+        try:
             unet.add_adapter(config)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"model.lora={settings}: {error}") from error
-    unet.requires_grad_(False)
+        except ValueError as error:
+            raise SettingError(f"model.lora.target_modules={lora.get('target_modules')!r}: {error}") from error
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_("lora_" in name)
     cast_training_params(unet, dtype=torch.float32)

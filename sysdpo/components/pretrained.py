@@ -116,21 +116,25 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> PeftModel:
-    """Low-rank adapters (Hu et al., 2021) in fp32 on a frozen model; `lora` holds PEFT's own `LoraConfig` keys."""
-    settings = dict(lora)
-    if settings.get("lora_dropout"):
+def lora_config(lora: Mapping[str, Any], **fixed: Any) -> LoraConfig:
+    """PEFT's own `LoraConfig` of the keys under `model.lora`; `fixed` ones are not the user's."""
+    if lora.get("lora_dropout"):
         raise SettingError(
-            f"model.lora.lora_dropout={settings['lora_dropout']}: must be 0; a log-ratio compares policy and reference "
+            f"model.lora.lora_dropout={lora['lora_dropout']}: must be 0; a log-ratio compares policy and reference "
             "as they are, without noise."
         )
     try:
-        config = LoraConfig(task_type="CAUSAL_LM", **settings)
-    except TypeError as error:
-        raise SettingError(f"model.lora={settings}: {error}") from error
+        return LoraConfig(**fixed, **lora)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"model.lora={dict(lora)}: {error}") from error
+
+
+def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> PeftModel:
+    """Low-rank adapters (Hu et al., 2021) in fp32 on a frozen model."""
+    config = lora_config(lora, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]), shapes_only(model.device):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config).eval()
         except ValueError as error:
-            raise SettingError(f"model.lora.target_modules={settings.get('target_modules')!r}: {error}") from error
+            raise SettingError(f"model.lora.target_modules={lora.get('target_modules')!r}: {error}") from error

@@ -346,6 +346,19 @@ def test_bounds_that_make_no_sense(bound: dict[str, Any], message: str) -> None:
         make_diffusion(bound=bound)
 
 
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"r": 2, "lora_dropout": 0.1}, r"lora_dropout=0\.1: must be 0"),
+        ({"rank": 2}, "model.lora=.*rank"),
+        ({"r": 2, "target_modules": ["nothing"]}, r"model\.lora\.target_modules=\['nothing'\]"),
+    ],
+)
+def test_adapters_that_make_no_sense(lora: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        make_diffusion(lora=lora)
+
+
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     component = make_diffusion()
     component.unet.save_pretrained(tmp_path / "unet")
