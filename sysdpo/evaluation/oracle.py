@@ -41,12 +41,6 @@ def explain(oracle: str, answer: str) -> dict[str, float]:
     return {str(check["check"]): _run(check, answer) for check in task + gate}
 
 
-def check_names(oracle: str) -> list[str]:
-    """Names of the oracle's checks, task before gate, in its order."""
-    task, gate = _parse(oracle)
-    return [str(check["check"]) for check in task + gate]
-
-
 @lru_cache(maxsize=4096)
 def _parse(oracle: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     try:

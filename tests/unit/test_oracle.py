@@ -13,7 +13,7 @@ from sysdpo.data.verifiable import FAMILIES, PHRASINGS, POOLS
 from sysdpo.data.verifiable.families import oracle
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.checks import CHECKS
-from sysdpo.evaluation.oracle import check_names, explain, score
+from sysdpo.evaluation.oracle import explain, score
 
 # Fewer people and places, so that a random draw meets the prompts below.
 POOL = replace(
@@ -267,7 +267,7 @@ def test_checks_by_hand(check: str, arguments: dict[str, object], answer: str, v
 
 
 def test_every_check_is_tested_by_hand_and_used_by_a_family() -> None:
-    used = {name for prompt in GOOD for name in check_names(oracle_of(prompt))}
+    used = {name for prompt in GOOD for name in explain(oracle_of(prompt), "x")}
     assert used == set(CHECKS)
 
 
@@ -302,7 +302,7 @@ def test_score_is_the_mean_of_the_tasks_times_the_gates() -> None:
     ],
 )
 def test_a_malformed_oracle_is_one_clear_line(text: str, says: str) -> None:
-    for read in (lambda: score(text, "x"), lambda: explain(text, "x"), lambda: check_names(text)):
+    for read in (lambda: score(text, "x"), lambda: explain(text, "x")):
         with pytest.raises(SettingError) as caught:
             read()
         assert says in str(caught.value)

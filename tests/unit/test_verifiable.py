@@ -8,7 +8,7 @@ import pytest
 
 from sysdpo.data.verifiable import FAMILIES, INSTRUCTION_WORDS, PHRASINGS, POOLS, Split, make_instructions
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.oracle import check_names, score
+from sysdpo.evaluation.oracle import explain, score
 
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
 
@@ -50,7 +50,7 @@ def test_rows_have_a_readable_prompt_and_an_oracle_that_rewards_no_echo(split: S
         assert set(row) == {"x", "family", "oracle"}
         assert not re.search(r"[{}]|  | an? [aeiou]?\W|\ba [aeio]|\ban [^aeio]", row["x"]), row["x"]
         assert len(row["x"].split()) <= 25
-        assert len(check_names(row["oracle"])) >= 2
+        assert len(explain(row["oracle"], "x")) >= 2
         assert score(row["oracle"], "") == 0.0
         assert score(row["oracle"], row["x"]) <= 0.35, row  # extraction's prompt states the answer
 
