@@ -1,5 +1,8 @@
 """The exact scene scorer and the learned one: hand-made pictures, renders of known level, refused input."""
 
+import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,8 @@ from sysdpo.errors import SettingError
 from sysdpo.evaluation.scorers.regressor import SceneRegressor
 from sysdpo.evaluation.scorers.scene import SceneScorer, rank_correlation
 
-ASSETS = Path(__file__).resolve().parents[2] / "sysdpo" / "assets"
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT / "sysdpo" / "assets"
 
 
 def as_tensor(picture: np.ndarray) -> torch.Tensor:
@@ -131,3 +135,29 @@ def test_shipped_regressor_reads_levels_it_was_not_trained_on():
         levels = rng.random(60)
         pictures = [as_tensor(render(PLACES[row % 6], {attribute: x}, 10**6 + row)) for row, x in enumerate(levels)]
         assert rank_correlation(levels, model.score(pictures, [attribute])) > 0.9, attribute
+
+
+def test_the_trainer_writes_every_key_and_the_loader_needs_nothing_else(tmp_path, monkeypatch):
+    path = ROOT / "scripts" / "train_scene_regressor.py"
+    spec = importlib.util.spec_from_file_location("train_scene_regressor", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    shipped = json.loads((ASSETS / "scene_regressor" / "metrics.json").read_text())
+    compared = {"images": 1, "attributes": shipped["generated"]["attributes"]}  # drawing pictures takes minutes
+    monkeypatch.setattr(script, "compare_on_generated", lambda *_, **__: compared)
+    monkeypatch.setattr(script, "RENDERS_EACH", 3)
+    arguments = ["--steps", "3", "--batch-size", "4", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [path.name, *arguments])
+    script.main()
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written.keys() == shipped.keys()
+    assert written["parameters"] == shipped["parameters"]
+    assert written["steps"] == 3
+    assert [row.keys() for row in written["renders"].values()] == [row.keys() for row in shipped["renders"].values()]
+    assert {path.name for path in tmp_path.iterdir()} == {p.name for p in (ASSETS / "scene_regressor").iterdir()}
+    for name in ("metrics.json", "card.md"):
+        (tmp_path / name).unlink()
+    assert SceneRegressor.from_folder(tmp_path).attributes == ATTRIBUTES
+    monkeypatch.undo()
+    script.write_card(tmp_path, shipped)  # the shipped card says what the shipped metrics say, nothing by hand
+    assert (tmp_path / "card.md").read_text() == (ASSETS / "scene_regressor" / "card.md").read_text()
