@@ -98,7 +98,9 @@ def load_causal_lm(
                 torch.manual_seed(seed)
                 model = AutoModelForCausalLM.from_config(**form)
         else:
-            model = AutoModelForCausalLM.from_pretrained(source, **form)
+            model = _load_weights(source, form)
+    except SettingError:
+        raise
     except OSError as error:
         raise SettingError(f"model.pretrained={source!r}: {_first_line(error)}") from error
     except (ImportError, ValueError) as error:
@@ -110,6 +112,21 @@ def load_causal_lm(
             raise SettingError(f"model.adapter={adapter!r}: there is no adapter in PEFT's layout.")
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model.to(place).eval(), tokenizer
+
+
+def _load_weights(source: str, form: Mapping[str, Any]) -> PreTrainedModel:
+    """Every weight from the file: transformers would draw those that it lacks at random, and go on."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, **form, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    model, found = loaded
+    absent = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if absent:
+        raise SettingError(
+            f"model.pretrained={source!r}: holds weights of another architecture than its config and "
+            f"model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
+        )
+    return model
 
 
 def _first_line(error: Exception) -> str:

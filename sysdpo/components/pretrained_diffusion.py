@@ -103,8 +103,8 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
         source = str(folder)
     elif is_hub_id(source):
         check_available(source)
-    unet = _load(UNet2DConditionModel, source, "unet")
-    scheduler = DDIMScheduler.from_pretrained(source, subfolder="scheduler")
+    unet = _load(UNet2DConditionModel, source, "unet", low_cpu_mem_usage=False)
+    scheduler = _load(DDIMScheduler, source, "scheduler")
     if (folder / "text.json").is_file():
         text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
         language_model = pretrained_folder(text["encoder"])
@@ -112,30 +112,29 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
         tokenizer = AutoTokenizer.from_pretrained(language_model)
         encoder = HiddenStates(model, tokenizer, text["max_length"], text["prefix"])
         return unet, scheduler, encoder, PixelUnshuffle(text["image_size"], text["pixel_unshuffle"])
-    vae = _load(AutoencoderKL, source, "vae")
+    vae = _load(AutoencoderKL, source, "vae", low_cpu_mem_usage=False)
     size = image_size or int(unet.config.sample_size) * 2 ** (len(vae.config.block_out_channels) - 1)
     is_xl = unet.config.addition_embed_type == "text_time"
     names: list[tuple[str, str, Any]] = [("tokenizer", "text_encoder", CLIPTextModel)]
     if is_xl:
         names.append(("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection))
-    encoders = [
-        (AutoTokenizer.from_pretrained(source, subfolder=tokenizer), cls.from_pretrained(source, subfolder=name))
-        for tokenizer, name, cls in names
-    ]
+    encoders = [(_load(AutoTokenizer, source, tokenizer), _load(cls, source, name)) for tokenizer, name, cls in names]
     return unet, scheduler, Clip(encoders, size), Autoencoder(vae, size)
 
 
-def _load(cls: Any, source: str, part: str) -> Any:
+def _load(cls: Any, source: str, part: str, **settings: Any) -> Any:
     try:
-        return cls.from_pretrained(source, subfolder=part, low_cpu_mem_usage=False)
-    except (ValueError, RuntimeError) as error:
+        return cls.from_pretrained(source, subfolder=part, **settings)
+    except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise SettingError(
             f"model.pretrained={source!r}: its {part} holds weights of another architecture than its config ({first})."
         ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        first = " ".join(str(error).split())[:200]
         raise SettingError(
-            f"model.pretrained={source!r}: its {part} cannot be read; it needs {part}/config.json."
+            f"model.pretrained={source!r}: its {part} cannot be read ({first}); name a folder in the layout of a "
+            "diffusers pipeline."
         ) from error
 
 

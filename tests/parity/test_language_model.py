@@ -236,6 +236,21 @@ class TestSettings:
         with pytest.raises(SettingError, match=r"model\.pretrained"):
             make_tiny(pretrained=str(tmp_path), weights="pretrained", architecture={})
 
+    @pytest.mark.parametrize(
+        ("changes", "first"), [({"num_hidden_layers": 3}, "layers.2.input"), ({"hidden_size": 64}, "embed_tokens")]
+    )
+    def test_weights_of_another_architecture_are_refused(
+        self, tmp_path: Path, changes: dict[str, Any], first: str
+    ) -> None:
+        """Layers that the file lacks would be drawn at random, without a word."""
+        component = make_tiny(lora=None)
+        component.save(str(tmp_path))
+        component.codec.tokenizer.save_pretrained(tmp_path)
+        settings: dict[str, Any] = {"weights": "pretrained", "dtype": "float32", "device": "cpu"}
+        assert load_causal_lm(str(tmp_path), **settings)
+        with pytest.raises(SettingError, match=rf"model\.pretrained=.*another architecture.*{first}.* is not there"):
+            load_causal_lm(str(tmp_path), **settings, architecture=changes)
+
     def test_random_weights_depend_on_the_seed_alone(self) -> None:
         torch.manual_seed(11)
         first = make_tiny(seed=3)

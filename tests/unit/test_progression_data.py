@@ -371,6 +371,24 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         make_diffusion(pretrained="./nowhere", weights="pretrained")
 
 
+@pytest.mark.parametrize("lacking", ["unet", "scheduler", "vae", "tokenizer", "text_encoder"])
+def test_a_pipeline_that_lacks_a_part_is_refused(tmp_path: Path, lacking: str) -> None:
+    made: Any = make_diffusion(kind="sd")
+    [(tokenizer, text_encoder)] = made.captions.encoder.encoders
+    parts = {
+        "unet": made.unet,
+        "scheduler": made.scheduler,
+        "vae": made.codec.vae,
+        "tokenizer": tokenizer,
+        "text_encoder": text_encoder,
+    }
+    for name, part in parts.items():
+        if name != lacking:
+            part.save_pretrained(tmp_path / name)
+    with pytest.raises(SettingError, match=rf"its {lacking} cannot be read"):
+        make_diffusion(pretrained=str(tmp_path), weights="pretrained")
+
+
 def test_observations_name_sides_and_timesteps() -> None:
     component = make_diffusion()
     component.log_ratio([image(0), image(1), image(2)], [{"c": "a"}] * 3, [4, 5, 4])
