@@ -160,12 +160,17 @@ class VerifiableInstructions:
 
 
 def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[Pair]]:
-    """(held out, kept): at least `validation` pairs with all pairs of their prompts, the last prompts first."""
+    """(held out, kept): at least `validation` pairs, with all pairs of their prompts.
+
+    The prompts are taken at equal distances: neighbours in a data set may share their subject.
+    """
     prompts = list(dict.fromkeys(repr(p.inputs) for p in pairs))
     held: list[Pair] = []
-    while prompts and len(held) < validation:
-        prompt = prompts.pop()
-        held += [p for p in pairs if repr(p.inputs) == prompt]
+    for n in range(1, len(prompts) + 1):
+        if len(held) >= validation:
+            break
+        chosen = {prompts[(2 * i + 1) * len(prompts) // (2 * n)] for i in range(n)}
+        held = [p for p in pairs if repr(p.inputs) in chosen]
     indices = {p.index for p in held}
     kept = [p for p in pairs if p.index not in indices]
     if not kept:

@@ -16,6 +16,7 @@ from sysdpo.components.images import to_picture, to_pixels
 from sysdpo.data import progression, storage
 from sysdpo.data.progression import Progressions
 from sysdpo.data.progression_prompts import NOUNS, make_prompts
+from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, save_rows
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.measures import Progression
@@ -23,7 +24,7 @@ from sysdpo.evaluation.sequences import score_sequences, strip
 from sysdpo.planning.probes import frozen_copies
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
-from sysdpo.system import CompoundSystem
+from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.preference import Direct, Sampling
 from tests.image_systems import image, make_diffusion, make_image_pairs, make_llm_diffusion
 
@@ -146,6 +147,14 @@ def test_data_made_of_other_prompts_are_not_taken(tmp_path: Path) -> None:
 def test_validation_leaves_something_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"dataset\.validation=99 leaves nothing of \d+ pairs"):
         build(make_llm_diffusion(), tmp_path / "a", validation=99)
+
+
+def test_validation_prompts_lie_at_equal_distances_with_all_their_pairs() -> None:
+    pairs = [Pair(i, {"x": f"prompt {i // 2}"}, {"z": "a"}, {"z": "b"}) for i in range(24)]  # 12 prompts, 2 pairs each
+    held, kept = hold_out(pairs, 6)
+    assert [p.index for p in held] == [4, 5, 12, 13, 20, 21]  # prompts 2, 6 and 10
+    assert sorted(p.index for p in held + kept) == list(range(24))
+    assert hold_out(pairs, 0) == ([], pairs)
 
 
 def test_another_model_may_draw_the_pairs(tmp_path: Path) -> None:
