@@ -90,14 +90,16 @@ def test_wallace_is_2500_on_a_mean_whatever_beta_is(monkeypatch: pytest.MonkeyPa
     assert f"{2500 / 192:.4g} on their sum" in text
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_at_the_start_margin_0_and_loss_ln_2_for_every_t(
-    monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
+    monkeypatch: pytest.MonkeyPatch, prediction_type: str, lora: dict[str, Any] | None
 ) -> None:
-    system = make_llm_diffusion(lora=lora)
+    system = make_llm_diffusion(prediction_type=prediction_type, lora=lora)
+    pairs = make_image_pairs(2)
     for t in range(0, 100, 9):
         fix_draws(monkeypatch, t)
-        compared = Direct().compare(system, make_image_pairs(2), [0, 1])
+        compared = Direct().compare(system, pairs, [0, 1])
         assert compared.margin.tolist() == [0.0, 0.0]
         assert preference_loss(compared.margin, BETA).tolist() == pytest.approx([math.log(2)] * 2, abs=1e-7)
 

@@ -250,6 +250,8 @@ def test_what_is_missing_and_what_the_judge_costs(monkeypatch: pytest.MonkeyPatc
     lacks = " ".join(missing(config, content))
     for part in ("https://huggingface.co/owner/name", "OPENAI_API_KEY", "Intel/orca_dpo_pairs"):
         assert part in lacks
+    absent = composed("experiment=table1", "scorer=transient_resnet50", "scorer.folder=/no/such/folder")
+    assert "scorer.folder" in " ".join(missing(absent, OmegaConf.to_container(absent, resolve=True)))  # type: ignore[arg-type]
     price = cost.judge(content)
     assert "386 calls" in price  # 193 rows against the chosen answer and the untrained system's
     prompt = 386 * (170 + 220 + 2 * 220)
