@@ -37,6 +37,9 @@ TRAINERS = ("joint", "separate")
 COUNTS = {"seed": 0, "curve_rows": 1, "evaluation_batch_size": 1}
 """Whole numbers of the config, and the least that each may be."""
 
+EVALUATORS = {"judge": (".RewardModelJudge", "model"), "scorer": (".build_clip_antonym", "pretrained")}
+"""Judges and scorers that are models, and the key that names theirs."""
+
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
@@ -134,6 +137,8 @@ def check_models(config: DictConfig) -> None:
     """Refuse a run whose models cannot be had, before the first of them is loaded."""
     for repository in hub_models(config):
         check_available(repository)
+    for setting, repository in evaluation_models(config).items():
+        check_available(repository, setting)
 
 
 def hub_models(config: DictConfig) -> list[str]:
@@ -153,6 +158,17 @@ def hub_models(config: DictConfig) -> list[str]:
     for part in (config.system.components, config.dataset):
         walk(OmegaConf.to_container(part, resolve=True))
     return list(found)
+
+
+def evaluation_models(config: DictConfig) -> dict[str, str]:
+    """The hub ids of the models that the evaluation would load once training is over, by setting."""
+    asked = config.evaluation or {}
+    found = {}
+    for group, (target, key) in EVALUATORS.items():
+        part = asked.get(group) or {}
+        if str(part.get("_target_")).endswith(target) and is_hub_id(part[key]):
+            found[f"{group}.{key}"] = str(part[key])
+    return found
 
 
 def build_system(config: DictConfig) -> CompoundSystem:

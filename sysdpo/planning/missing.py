@@ -9,14 +9,14 @@ from huggingface_hub import constants, get_token
 from omegaconf import DictConfig
 
 from sysdpo.components.hub import is_cached
-from sysdpo.experiment import hub_models
+from sysdpo.experiment import evaluation_models, hub_models
 from sysdpo.planning.cost import judge_of
 
 
 def missing(config: DictConfig, content: Mapping[str, Any]) -> list[str]:
     """Models, data, credentials and scorers, each with what to do about it; `content` is the resolved config."""
     lacks = []
-    for name in hub_models(config):
+    for name in (*hub_models(config), *evaluation_models(config).values()):
         if not is_cached(name):
             lacks.append(f"model {name}: accept https://huggingface.co/{name}, then `hf download {name}`")
     if lacks and get_token() is None:

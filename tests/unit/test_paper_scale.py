@@ -22,7 +22,7 @@ from sysdpo.components.weights import ARCHITECTURES, architecture_folder
 from sysdpo.data.records import make_pairs, read_rows
 from sysdpo.data.sources import Recorded, split
 from sysdpo.errors import SettingError
-from sysdpo.experiment import build_system, hub_models
+from sysdpo.experiment import build_system, check_models, hub_models
 from tests.systems import make_two_llm
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -194,6 +194,30 @@ def test_a_model_that_cannot_be_had_is_one_line_before_anything_is_loaded(
         assert part in line
     assert "\n" not in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "setting", "name"),
+    [
+        (["experiment=table2", "judge=reward_model", "judge.model=owner/name"], "judge.model", "owner/name"),
+        (["experiment=table1", "scorer=clip_antonym"], "scorer.pretrained", "openai/clip-vit-large-patch14"),
+    ],
+)
+def test_a_model_of_the_evaluation_is_asked_for_before_training(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], setting: str, name: str
+) -> None:
+    """A reward model is loaded when training is over; that it is not to be had is known before."""
+
+    def refuse(self: HfApi, repository: str, **_: Any) -> None:
+        if repository == name:
+            raise _refusal(GatedRepoError)
+
+    check_available.cache_clear()
+    monkeypatch.setattr(HfApi, "auth_check", refuse)
+    monkeypatch.setattr("sysdpo.components.hub.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(SettingError, match=rf"^{setting}='{name}': it is gated"):
+        check_models(composed(*overrides))
+    check_available.cache_clear()
 
 
 def test_what_was_downloaded_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
