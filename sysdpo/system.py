@@ -198,22 +198,32 @@ class CompoundSystem(nn.Module):
             output[variable.name] = total
         return output
 
-    def check_rows(self, rows: Sequence[Row]) -> None:
-        """Refuse rows that a component could not score, before any work is done."""
-        for variable in self.graph.generated:
-            calls, owners = self._calls(variable, rows, missing="")
-            has_values = all(variable.name in row for row in rows)
-            values = self._values(variable, rows, owners) if has_values else [None] * len(calls)
-            for (i, _), parents, value in zip(owners, calls, values, strict=True):
-                names = variable.may_draw(rows[i])
-                for name in names:
-                    self.component(name).check_row(parents)
-                if not has_values or len(names) > 1:
-                    continue
-                try:
-                    self.component(names[0]).check_value(value)
-                except SettingError as error:
-                    raise SettingError(f"row {i}, {variable.name}: {error}") from error
+    def check_rows(self, rows: Sequence[Row], numbers: Sequence[int] | None = None) -> None:
+        """Refuse rows that a component could not score, before any work is done.
+
+        Args:
+            rows: with all values, or without those that are still to be drawn.
+            numbers: what an error calls each row; None counts from 0.
+        """
+        for number, row in zip(numbers or range(len(rows)), rows, strict=True):
+            for variable in self.graph.generated:
+                self._check(variable, row, number)
+
+    def _check(self, variable: Variable, row: Row, number: int) -> None:
+        names = variable.may_draw(row)
+        try:
+            calls, owners = self._calls(variable, [row], missing="")
+            values = self._values(variable, [row], owners) if variable.name in row else []
+        except SettingError as error:
+            raise SettingError(f"row {number}: {error}") from error
+        for parents in calls:
+            for name in names:
+                self.component(name).check_row(parents)
+        for value in values if len(names) == 1 else ():
+            try:
+                self.component(names[0]).check_value(value)
+            except SettingError as error:
+                raise SettingError(f"row {number}, {variable.name}: {error}") from error
 
     # ---- plates: one call an element, summed over the elements ---------------------------------------------------
 
@@ -239,7 +249,7 @@ class CompoundSystem(nn.Module):
             if len(sizes) != 1:
                 raise SettingError(
                     f"variable {variable.name!r}: its parents in plate {variable.plate!r} have {sorted(sizes)} "
-                    f"elements in row {i}; they must agree."
+                    "elements; they must agree."
                 )
             for element in range(sizes.pop()):
                 calls.append({a: v[element] if a in in_plate else v for a, v in parents.items()})
@@ -255,8 +265,7 @@ class CompoundSystem(nn.Module):
         for i, values in enumerate(row[variable.name] for row in rows):
             if len(values) != counts.get(i, 0):
                 raise SettingError(
-                    f"row {i}: {variable.name!r} has {len(values)} values where plate {variable.plate!r} has "
-                    f"{counts.get(i, 0)}."
+                    f"{variable.name!r} has {len(values)} values where plate {variable.plate!r} has {counts.get(i, 0)}."
                 )
         return [rows[row][variable.name][element] for row, element in owners]
 

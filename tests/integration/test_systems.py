@@ -152,10 +152,13 @@ def test_unrolling_further_ties_the_weights() -> None:
 
 def test_data_that_name_no_label_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     data = tmp_path / "pairs.jsonl"
-    sides = {"chosen": {"choice": "brief", "z": "a"}, "rejected": {"choice": "breif", "z": "b"}}
-    data.write_text((json.dumps({"x": "q", **sides}) + "\n") * 2)
+    rows = [
+        {"x": "q", "chosen": {"choice": "brief", "z": "a"}, "rejected": {"choice": choice, "z": "b"}}
+        for choice in ("whole", "whole", "breif")
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["system=routing", "scale=smoke", "method=sysdpo_direct", "dataset=jsonl", f"dataset.path={data}"]
     assert train_in_process([*arguments, f"outputs={tmp_path / 'outputs'}"], monkeypatch) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert "choice: choice unknown 'breif'; did you mean 'brief'" in line
+    assert "row 3, choice: choice unknown 'breif'; did you mean 'brief'" in line  # of the file, not of the shuffled set
     assert not (tmp_path / "outputs").exists()
