@@ -146,19 +146,22 @@ class TextCodec:
 def byte_tokenizer(vocab_size: int | None = None) -> PreTrainedTokenizerFast:
     """One token a byte and ChatML turns: a real tokenizer that needs no file, for models with random weights.
 
-    With `vocab_size`, every further id is a text of letters, so that whatever a large random model samples is text.
+    With `vocab_size`, every further id reads as one letter or digit: what a large random model samples is text, and has
+    as many tokens when another model reads it.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*specials, *alphabet]
-    letters = ("".join(triple) for triple in itertools.product(string.ascii_letters, repeat=3))
-    tokens += itertools.islice(letters, max(0, (vocab_size or 0) - len(tokens)))
+    characters = string.ascii_letters + string.digits
+    triples = ("".join(triple) for triple in itertools.product(characters, repeat=3))
+    tokens += itertools.islice(triples, max(0, (vocab_size or 0) - len(tokens)))
     backend = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    first = decoders.Replace(Regex(f"(?<=^[{characters}])[{characters}]{{2}}$"), "")  # of a triple
+    backend.decoder = decoders.Sequence([first, decoders.ByteLevel()])
     backend.add_special_tokens([AddedToken(token, special=True) for token in specials])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = CHATML
