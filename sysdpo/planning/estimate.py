@@ -13,7 +13,7 @@ from sysdpo.planning.missing import missing
 from sysdpo.planning.phases import Phases, count
 from sysdpo.planning.plan import Plan, render
 
-__all__ = ["check_plan", "make_plan", "on_meta", "render"]
+__all__ = ["begin_plan", "check_plan", "make_plan", "on_meta", "render"]
 
 
 def check_plan(config: DictConfig) -> None:
@@ -25,6 +25,21 @@ def check_plan(config: DictConfig) -> None:
 
 def make_plan(config: DictConfig) -> Plan:
     """The plan of one row: `method`, `experiment` and `scale` as for a run, assumptions under `plan`."""
+    phases = begin_plan(config)
+    plan, content = phases.plan, phases.content
+    if phases.system.trainable:
+        phases.train()
+    phases.evaluate()
+    if content["dataset"].get("samples"):
+        phases.make_data()
+    plan.disk = cost.disk(plan, content, phases.system)
+    plan.judge = cost.judge(content)
+    plan.missing = missing(config, content)
+    return plan
+
+
+def begin_plan(config: DictConfig) -> Phases:
+    """A plan that knows the system's weights, and of no phase yet."""
     content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     assumed = content["plan"]
     device = gpu(assumed["gpu"])
@@ -47,16 +62,7 @@ def make_plan(config: DictConfig) -> Plan:
     system = build_system(shaped)
     system.train_only(list(system.components) if content["train"] is None else list(content["train"]))
     plan.parts = {name: count(system.component(name)) for name in system.components}
-    phases = Phases(content, shaped, system, plan, speeds)
-    if system.trainable:
-        phases.train()
-    phases.evaluate()
-    if content["dataset"].get("samples"):
-        phases.make_data()
-    plan.disk = cost.disk(plan, content, system)
-    plan.judge = cost.judge(content)
-    plan.missing = missing(config, content)
-    return plan
+    return Phases(content, shaped, system, plan, speeds)
 
 
 def on_meta(content: Mapping[str, Any]) -> dict[str, Any]:

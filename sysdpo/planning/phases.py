@@ -1,7 +1,7 @@
 """Memory and time of a run: the weights that stay, and each kind of work from one probe and how often it happens."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.utils import instantiate
@@ -60,8 +60,11 @@ class Phases:
         settings = training_settings(OmegaConf.create(self.content))
         pairs = min(settings.micro_batch_size, settings.batch_size)
         micro_batches = math.ceil(settings.batch_size / pairs)
-        fullest, _ = self._step(True, pairs, self.trained)
-        usual, per_pair = self._step(False, pairs, self.trained)
+        longest = self._asked(int(self.tokens["longest_prompt"]), True)
+        asked = self._asked(int(self.tokens["prompt"]), False)
+        fullest = self._step(longest, pairs, self.trained, repeats=2)
+        usual = fullest if asked == longest else self._step(asked, pairs, self.trained)
+        per_pair = float(sum(work.tokens for work in asked.values() if isinstance(work, Texts)))
         self.plan.saved = dict(fullest.saved)
         self.plan.logits_bytes = self._logits()
         updates = settings.steps * micro_batches
@@ -75,7 +78,7 @@ class Phases:
         )
         if self.plan.one_gpu_each and len(self.trained) > 1:
             for name in self.trained:
-                alone, _ = self._step(True, pairs, [name])
+                alone = self._step(longest, pairs, [name], repeats=2)
                 self.plan.phases.append(Phase(f"train: {name} on its own GPU", alone.peak, "", components=(name,)))
             total.bytes, total.components = 0, ()  # the lines above have it, GPU by GPU
         self.plan.phases.append(total)
@@ -83,14 +86,13 @@ class Phases:
             draws = int(self.content["objective"]["strategy"].get("candidates") or self.k)
             for variable, name in self._drawn():
                 if variable.role == "intermediate" and isinstance(self.system.component(name), LanguageModel):
-                    self._texts(variable, name, "train: draw", pairs * draws, updates)
+                    self.draw_texts(variable, name, "train: draw", pairs * draws, updates)
 
-    def _step(self, longest: bool, pairs: int, only: list[str]) -> tuple[Step, float]:
-        asked = self._asked(int(self.tokens["longest_prompt" if longest else "prompt"]), longest)
-        repeats = 2 if longest else 1  # one for the time, two for the peak
-        step = training_step(self.system, asked, only, pairs=pairs, joint_samples=self.k, repeats=repeats)
-        per_pair = sum(w.tokens for w in asked.values() if isinstance(w, Texts))
-        return step, float(per_pair)
+    def _step(
+        self, asked: Mapping[tuple[str, str], Texts | int], pairs: int, only: list[str], repeats: int = 1
+    ) -> Step:
+        """One repeat gives the time, the second the peak."""
+        return training_step(self.system, asked, only, pairs=pairs, joint_samples=self.k, repeats=repeats)
 
     def _asked(self, prompt: int, longest: bool) -> dict[tuple[str, str], Texts | int]:
         asked: dict[tuple[str, str], Texts | int] = {}
@@ -134,12 +136,16 @@ class Phases:
         """Training pairs that are samples of the untrained system, with another image model where one is named."""
         dataset = self.content["dataset"]
         rows = float(training_prompts(dataset) * int(dataset["samples"]))
-        drawer: Any = None
-        if self.shaped.dataset.get("generator") is not None:
-            drawer = instantiate(self.shaped.dataset.generator)()
-            drawer.trainable(False)
-            self.plan.parts[GENERATOR] = count(drawer)
-        self._generate("make data", rows, int(dataset["batch_size"]), drawer)
+        self._generate("make data", rows, int(dataset["batch_size"]), self.generator())
+
+    def generator(self) -> Diffusion | None:
+        """The image model that draws the data in place of the system's own, its weights counted; None without one."""
+        if self.shaped.dataset.get("generator") is None:
+            return None
+        drawer: Diffusion = instantiate(self.shaped.dataset.generator)()
+        drawer.trainable(False)
+        self.plan.parts[GENERATOR] = count(drawer)
+        return drawer
 
     def _generate(self, phase: str, rows: float, batch: int, drawer: Diffusion | None = None) -> None:
         """`rows` runs of the whole system, `batch` at a time; `drawer` in place of the system's own image model."""
@@ -147,14 +153,14 @@ class Phases:
             component = self.system.component(name)
             if isinstance(component, LanguageModel):
                 size = int(min(batch, rows))
-                self._texts(variable, name, phase, size, rows / size)
+                self.draw_texts(variable, name, phase, size, rows / size)
             elif isinstance(component, Diffusion):
                 owner = name if drawer is None else GENERATOR
-                self._images(
+                self.draw_images(
                     component if drawer is None else drawer, owner, f"{phase}: {variable.name}", rows * self.images
                 )
 
-    def _texts(self, variable: Variable, name: str, phase: str, side_by_side: int, times: float) -> None:
+    def draw_texts(self, variable: Variable, name: str, phase: str, side_by_side: int, times: float) -> None:
         """`times` batches of texts of one variable by the component `name`."""
         component = self.system.component(name)
         assert isinstance(component, LanguageModel)
@@ -182,7 +188,8 @@ class Phases:
             name,
         )
 
-    def _images(self, component: Diffusion, owner: str, name: str, images: float) -> None:
+    def draw_images(self, component: Diffusion, owner: str, name: str, images: float) -> None:
+        """`images` images by `component`, which stands in the plan as `owner`; `name` is the phase's."""
         drawn = drawing(component)
         times = images / drawn.images
         note = f"{images:,.0f} images, {drawn.images} at a time, {drawn.steps} steps"

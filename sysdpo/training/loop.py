@@ -150,7 +150,7 @@ class Trainer:
         Returns:
             The best validated weights, already loaded; without validation, the last ones.
         """
-        self._resume()
+        self.resume()
         if self.step == 0 and self.settings.evaluate_every:
             self._record(self._evaluate())
         with bar("train", total=self.settings.steps, initial=self.step) as progress:
@@ -163,7 +163,7 @@ class Trainer:
                     metrics |= self._evaluate()
                 self._record(metrics)
                 if self._due(self.settings.checkpoint_every) or self._exhausted():
-                    self._checkpoint()
+                    self.checkpoint()
                 progress.set_postfix_str(f"loss {metrics['loss']:.3f} margin {metrics['rewards/margins']:.2f}")
                 progress.update()
         if not self.settings.validate_every:
@@ -267,7 +267,8 @@ class Trainer:
         if self.log is not None:
             self.log(row)
 
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
+        """Keep all that a run goes on from; the one before is replaced."""
         write_checkpoint(
             self.folder / "checkpoints",
             {
@@ -279,7 +280,8 @@ class Trainer:
             },
         )
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Go back to the newest checkpoint of the folder, if it has one."""
         saved = read_checkpoint(self.folder / "checkpoints")
         log = self.folder / "metrics.jsonl"
         if saved is None:
