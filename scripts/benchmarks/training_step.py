@@ -10,12 +10,10 @@ one run, turn by turn, and must reach the same losses; figures are ratios of one
 import argparse
 import gc
 import json
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from sysdpo.cli import prepare_environment
 from sysdpo.components.language_model import LanguageModel, build_language_model
 from sysdpo.graph import SystemGraph
 from sysdpo.objectives import preference_loss
+from sysdpo.reporting.runs import environment
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.preference import Direct
 
@@ -184,17 +183,8 @@ def _wait(device: torch.device) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What a figure depends on, without a name or a path."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    described = {"cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
-    described |= {name: version(name) for name in ("torch", "transformers", "peft", "trl")}
+    described = {**environment(), "threads": torch.get_num_threads()}
     return described | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -45,13 +45,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, str]:
     """The machine and the packages of this process, by name."""
-    facts = {"python": platform.python_version(), "platform": platform.platform(), "cpu cores": str(os.cpu_count())}
+    facts = {"python": platform.python_version(), "platform": platform.platform()}
+    facts |= {"cpu": _cpu(), "cpu cores": str(os.cpu_count())}
     for package in PACKAGES:
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
             facts[package] = "not installed"
     return facts
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 @dataclass(frozen=True)
