@@ -27,7 +27,7 @@ REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-moa reproduce-theory report-table1 report-table2 report-moa \
 	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace draw-systems plan benchmark \
-	test test-slow lint clean
+	benchmark-table test test-slow lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -103,6 +103,9 @@ plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: S
 
 benchmark: $(READY)  ## our training step beside TRL's and beside our own without its optimisations: ARGS="--model … --device cuda"
 	$(RUN) scripts/benchmarks/training_step.py $(ARGS)
+
+benchmark-table: $(READY)  ## a table's own setting measured beside its plan: EXPERIMENT=table2 SCALE=paper ARGS="llm.weights=random"
+	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/benchmarks/table.py experiment=$(e) $(COMMON) $(ARGS) &&) true
 
 test: $(READY) lint  ## everything but the slow and the GPU tier
 	$(RUN) -m pytest

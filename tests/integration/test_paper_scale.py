@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sysdpo.cli import CONFIG
 from sysdpo.components.language_model import build_language_model
 from sysdpo.components.pretrained_diffusion import build_diffusion
 from sysdpo.components.text import byte_tokenizer
 from sysdpo.components.weights import architecture_folder
+from sysdpo.experiment import build_system
+from sysdpo.planning.probes import parts
 from sysdpo.training.loop import Trainer
 from tests.image_systems import make_diffusion
 from tests.integration.commands import ROOT, train_in_process
@@ -177,18 +182,125 @@ def test_a_diffusion_pipeline_by_path(kind: str, tmp_path: Path) -> None:
     assert not torch.equal(next(fresh.unet.parameters()), next(made.unet.parameters()))
 
 
-# ---- the benchmark -------------------------------------------------------------------------------------------------
+# ---- the benchmarks -------------------------------------------------------------------------------------------------
+
+
+def load_script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[name] = script
+    spec.loader.exec_module(script)
+    return script
+
+
+MEASURED = [
+    "benchmark.updates=2",
+    "benchmark.pairs=3",
+    "benchmark.rows=2",
+    "benchmark.prompt=10",
+    "benchmark.longest_prompt=40",
+    "training.micro_batch_size=2",
+]
+
+
+def measured(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `scripts/benchmarks/table.py` writes."""
+    arguments = [*overrides, *MEASURED, f"benchmark.results={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["table.py", *arguments])
+    GlobalHydra.instance().clear()
+    try:
+        load_script("table").main()
+    finally:
+        GlobalHydra.instance().clear()
+    [written] = tmp_path.glob("*.json")
+    result: dict[str, Any] = json.loads(written.read_text())
+    assert written.name == f"{result['experiment']}_paper_cpu.json"
+    assert result["overrides"] == arguments
+    return result
+
+
+def check_figures(result: dict[str, Any], overrides: list[str]) -> None:
+    """Counts are those of the system itself, built apart; a plan's memory stands beside every peak."""
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        system = build_system(compose("config", overrides))
+    for name, found in result["components"].items():
+        networks = parts(system.component(name)).values()
+        expected = sum(p.numel() for network in networks for p in network.parameters())
+        assert found["parameters"] == {"measured": expected, "planned": expected}
+        assert found["trainable"]["measured"] == found["trainable"]["planned"]
+    trainable = sum(p.numel() for p in system.parameters() if p.requires_grad)
+    assert sum(found["trainable"]["measured"] for found in result["components"].values()) == trainable
+    # weights, two moments, and the weights again as adapters, fp32
+    assert result["checkpoint"]["bytes"]["measured"] > 4 * 4 * trainable
+    assert result["checkpoint"]["bytes"]["planned"] == 5 * 4 * trainable  # and the best validated weights
+    usual, longest = result["updates"]["usual"], result["updates"]["longest"]
+    assert (usual["pairs"], longest["pairs"]) == (3, 2)
+    assert usual["pairs_at_a_time"] == 2
+    assert len(usual["all_seconds"]) == 2  # the first of three is no figure
+    assert usual["seconds"] == {"measured": pytest.approx(sum(usual["all_seconds"]) / 2, abs=1e-3), "planned": None}
+    weights = sum(found["weight_bytes"]["planned"] for found in result["components"].values())
+    assert result["load"]["bytes"]["planned"] == weights
+    assert longest["peak_bytes"]["planned"] > usual["peak_bytes"]["planned"] > weights + 2 * 4 * trainable
+    for figures in (usual, longest, *result["sampling"].values()):
+        assert figures["peak_bytes"]["planned"] > weights
+        assert isinstance(figures["peak_bytes"]["measured"], int) == Path("/proc/self/clear_refs").exists()
+        assert figures["seconds"]["measured"] > 0
+        for unit in {"tokens", "images"} & figures.keys():
+            amount = figures[unit]["measured"] if isinstance(figures[unit], dict) else figures[unit]
+            if f"{unit}_per_second" in figures:
+                rate = figures[f"{unit}_per_second"]["measured"]
+                assert rate == pytest.approx(amount / figures["seconds"]["measured"])
+
+
+def chatml(user: str, system: str | None = None) -> int:
+    """Tokens of a prompt, one a byte: each turn is two marks, its role, its text and two line ends."""
+    turns = [("system", system)] * (system is not None) + [("user", user)]
+    return sum(2 + len(role) + len(str(text)) + 2 for role, text in turns) + 1 + len("assistant\n")
+
+
+def test_table_2_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [o for o in TABLE2 if not o.startswith("dataset.")]
+    result = measured(overrides, tmp_path, monkeypatch)
+    check_figures(result, overrides)
+    instruction = "Answer briefly and follow the instruction exactly."
+    first = chatml("x" * 10, instruction)
+    second = chatml("Suggested answer: " + "y" * 5 + "\n\nInstruction: " + "x" * 10, instruction)
+    assert result["lengths"] == {"prompt": 10, "longest_prompt": 40, "text": 5, "frame": second - 15}
+    # K = 2 drafts of five tokens behind one prompt; behind each draft's prompt the chosen and the rejected answer
+    assert result["updates"]["usual"]["tokens"] == {
+        "measured": 3 * (first + 2 * 5 + 2 * (second + 2 * 5)),
+        "planned": 3 * (second - 5 + 2 * 5 + 2 * (second + 2 * 5)),  # the longer frame for both
+    }
+    assert result["updates"]["usual"]["samples_missing"] == 0
+    assert {name: f["tokens"] for name, f in result["sampling"].items()} == {
+        "y by psi1": 2 * 5,
+        "z by psi2": 2 * 5,
+        "while training": 2 * 2 * 5,
+    }
+    assert result["smaller_than_published"] == {"psi1": LM, "psi2": LM}
+
+
+def test_table_1_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*TABLE1, "diffusion.batch_size=6", "dataset.generator.batch_size=2"]
+    result = measured(overrides, tmp_path, monkeypatch)
+    check_figures(result, overrides)
+    question = "Write one caption for each of the 3 images, in order, as a numbered list (1. 2. 3.) and nothing else."
+    prompt = chatml("x" * 10 + "\n\n" + question) + len("1.")
+    for kind in ("measured", "planned"):
+        assert result["updates"]["usual"]["tokens"][kind] == 3 * (prompt + 2 * 9)
+    assert result["updates"]["usual"]["images"] == 3 * 2 * 3
+    assert list(result["sampling"]) == ["y by captioner", "z by diffusion", "dataset.generator"]
+    assert result["sampling"]["y by captioner"]["tokens"] == 2 * 9
+    assert result["sampling"]["z by diffusion"]["images"] == 2 * 3
+    assert result["sampling"]["dataset.generator"]["images"] == 2
+    assert result["smaller_than_published"].keys() == {"captioner", "diffusion", "dataset.generator"}
 
 
 def test_the_benchmark_s_variants_reach_the_same_losses(tmp_path: Path) -> None:
     """TRL's trainer and all of ours do the same updates from the same start, so their times can be compared."""
-    path = ROOT / "scripts" / "benchmarks" / "training_step.py"
-    spec = importlib.util.spec_from_file_location("training_step", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["training_step"] = script
-    spec.loader.exec_module(script)
+    script = load_script("training_step")
     torch.manual_seed(0)
     config = AutoConfig.for_model("llama", **LM, vocab_size=300, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")

@@ -1,0 +1,33 @@
+"""A table's own setting, measured beside what `make plan` predicts for it.
+
+    make benchmark-table EXPERIMENT=table2 SCALE=paper ARGS="llm.weights=random benchmark.pairs=16"
+
+Loads the system, trains a few updates on made-up pairs of the setting's lengths, writes and reads a checkpoint, draws
+a batch by each component, and writes `<experiment>_<scale>_<device>.json` into `benchmark.results`.
+"""
+
+from functools import partial
+
+from sysdpo.cli import command
+
+
+@partial(command, config_name="benchmark")
+def main(config):  # type: ignore[no-untyped-def]
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from sysdpo.planning.benchmark import benchmark
+    from sysdpo.planning.figures import render
+    from sysdpo.reporting.runs import write_json
+
+    result = {"overrides": list(HydraConfig.get().overrides.task), **benchmark(config)}
+    device = result["device"].lower().replace(" ", "-")
+    path = Path(config.benchmark.results) / f"{config.experiment}_{config.scale}_{device}.json"
+    write_json(path, result)
+    print(render(result))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
