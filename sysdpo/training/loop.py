@@ -85,6 +85,11 @@ def check_training(system: CompoundSystem, settings: TrainingSettings) -> None:
 
 def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: TrainingSettings) -> None:
     """Refuse data that could not be trained on, before anything is written."""
+    if not train and validation:
+        raise SettingError(
+            f"dataset.validation leaves nothing of {len(validation)} pairs to train on; lower it, or make more prompts "
+            "(sizes)."
+        )
     if not train:
         raise SettingError("the data set is empty: there is no pair to train on.")
     if settings.validate_every and not validation:

@@ -93,7 +93,7 @@ def test_a_system_outside_the_repository(
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["dataset.evaluation=1"], ["evaluation.answer", "unknown 'z'", "did you mean 'answer'"]),
+        (["dataset.evaluation=1"], ["evaluation.answer", "unknown 'z'", "Known: answer, summary"]),
         (["system.components.writer.prompt.user='{sumary}'"], ["{sumary}", "did you mean 'summary'"]),
     ],
 )

@@ -25,6 +25,7 @@ from sysdpo.planning.probes import frozen_copies
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
+from sysdpo.training.loop import TrainingSettings, check_pairs
 from sysdpo.training.preference import Direct, Sampling
 from tests.image_systems import image, make_diffusion, make_image_pairs, make_llm_diffusion
 
@@ -145,8 +146,10 @@ def test_data_made_of_other_prompts_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_validation_leaves_something_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"dataset\.validation=99 leaves nothing of \d+ pairs"):
-        build(make_llm_diffusion(), tmp_path / "a", validation=99)
+    data = build(make_llm_diffusion(), tmp_path / "a", validation=99)
+    settings = TrainingSettings(steps=1, batch_size=1, micro_batch_size=1, learning_rate=1e-3, beta=0.1)
+    with pytest.raises(SettingError, match=rf"dataset\.validation leaves nothing of {len(data.validation)} pairs"):
+        check_pairs(data.train, data.validation, settings)
 
 
 def test_validation_prompts_lie_at_equal_distances_with_all_their_pairs() -> None:
