@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.components.base import Component
 from sysdpo.components.diffusion import Diffusion
+from sysdpo.components.hub import check_available
 from sysdpo.components.language_model import LanguageModel
 from sysdpo.errors import SettingError, check_count
-from sysdpo.experiment import build_system, check_models, device_name, training_settings
+from sysdpo.experiment import build_system, device_name, hub_models, training_settings
 from sysdpo.planning import cost
 from sysdpo.planning.estimate import begin_plan, check_plan
 from sysdpo.planning.figures import Figures, both
@@ -50,7 +51,8 @@ def benchmark(config: DictConfig) -> Figures:
     check_plan(config)
     if config.trainer != "joint":
         raise SettingError(f"trainer={config.trainer}: only updates of the whole system are measured; set method=….")
-    check_models(config)
+    for repository in hub_models(config, data=False):  # rows are made up
+        check_available(repository)
     objective = instantiate(config.objective)
     settings = training_settings(config)
     memory = Memory()
