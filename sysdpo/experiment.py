@@ -94,21 +94,22 @@ def _run(config: DictConfig) -> dict[str, Any]:
         if name not in system.graph.variables:
             raise SettingError(f"evaluation.{key}: {nearest(name, [v.name for v in system.graph.generated])}")
 
-    run_id = folder.run_id(resolved)
-    logger = _logger(config, resolved, run_id)
-    succeeded = False
-    try:
-        folder.open(resolved, run_id, device_name(system))
-        metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
-        if names:
-            metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
-        metrics |= evaluate(config, system, data, measure, folder.path)
-        write_json(folder.path / "metrics.json", metrics)
-        succeeded = True
-    finally:
-        logger.finish(succeeded)
-    if mark := _heard(config, folder):
-        mark.touch()
+    with folder.held():
+        run_id = folder.run_id(resolved)
+        logger = _logger(config, resolved, run_id)
+        succeeded = False
+        try:
+            folder.open(resolved, run_id, device_name(system))
+            metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
+            if names:
+                metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
+            metrics |= evaluate(config, system, data, measure, folder.path)
+            write_json(folder.path / "metrics.json", metrics)
+            succeeded = True
+        finally:
+            logger.finish(succeeded)
+        if mark := _heard(config, folder):
+            mark.touch()
     return metrics
 
 

@@ -1,7 +1,11 @@
 """What a user reads of an exception: one line for a mistake, and for a bug where its traceback lies."""
 
+import errno
 import re
 import traceback
+
+NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+"""Why a file cannot be written although the code is right."""
 
 
 class JobFailed(Exception):
@@ -47,6 +51,8 @@ def explain(error: BaseException) -> str | None:
         known = [key for key in map(str, lacking.parent_node) if not key.startswith("_")]
         remedy = str(error).splitlines()[-1]  # Hydra's: how to add a key
         return f"{lacking.full_key}: {nearest(str(lacking.key), known)}. {remedy}"
+    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename:
+        return f"{error.filename}: {error.strerror}; make room or get the right to write, or set outputs=… elsewhere."
     if isinstance(error, InstantiationException):
         return _wrong_part(error)
     return one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None

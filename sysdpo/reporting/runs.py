@@ -5,6 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,10 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+
+from sysdpo.errors import SettingError
 
 IMAGE = re.compile(r"[\w./-]{1,200}\.(png|jpe?g|webp)", re.ASCII | re.IGNORECASE)
 PACKAGES = ("sysdpo", "torch", "transformers", "peft", "trl", "diffusers", "numpy")
@@ -105,6 +109,26 @@ class RunFolder:
         """The name by which others know the run of this config: kept when it goes on, new for another config."""
         file = self.path / "run_id"
         return file.read_text(encoding="utf-8").strip() if self.config == config and file.exists() else token_hex(8)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder to this process; the system frees it if the process is killed.
+
+        Raises:
+            SettingError: another process has it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise SettingError(
+                f"{self.path}: another process is at this run; wait for it, or write elsewhere with outputs=…"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def open(self, config: Mapping[str, Any], run_id: str | None = None, device: str = "") -> None:
         """Make the folder ready for a run of `config`: go on with one of the same config, put another aside.

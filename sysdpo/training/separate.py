@@ -18,6 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from sysdpo.components.language_model import LanguageModel
 from sysdpo.errors import SettingError
 from sysdpo.progress import bar
+from sysdpo.reporting.runs import read_jsonl, write_jsonl
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
 
@@ -25,7 +26,8 @@ from sysdpo.training.loop import TrainingSettings
 def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: TrainingSettings, folder: Path) -> None:
     """Align every component by itself; `folder/metrics.jsonl` gets TRL's logs, one component after another.
 
-    Beta, learning rate, batch size and number of updates are those of the joint run, for each component.
+    Beta, learning rate, batch size and number of updates are those of the joint run, for each component. Training goes
+    on from the newest checkpoint of each component.
     """
     if len(system.graph.finals) != 1:
         raise SettingError("trainer=separate needs a system with one final variable, whose answers it can reuse.")
@@ -50,8 +52,6 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
     with_parents = system.generate(
         [p.inputs for p in pairs], [settings.seed * 1_000_003 + p.index for p in pairs], only=intermediates
     )
-    log = folder / "metrics.jsonl"
-    log.write_text("")
     for name in system.components:
         component = system.component(name)
         if not isinstance(component, LanguageModel) or not component.is_trainable:
@@ -65,7 +65,7 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
         if not rows:
             raise SettingError(f"trainer=separate: component {name!r} draws nothing for any of the {len(pairs)} pairs.")
         rate = settings.learning_rates.get(name, settings.learning_rate)
-        _train_one(component, rows, settings, rate, folder, _Record(log, name))
+        _train_one(name, component, rows, settings, rate, folder)
 
 
 def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, str]:
@@ -80,21 +80,23 @@ def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: s
 
 
 def _train_one(
+    name: str,
     component: LanguageModel,
     rows: list[dict[str, str]],
     settings: TrainingSettings,
     learning_rate: float,
     folder: Path,
-    record: "TrainerCallback",
 ) -> None:
     if not isinstance(component.model, PeftModel):
         raise SettingError("trainer=separate trains adapters; set model.lora.")
     adapters = set(component.model.peft_config)
     micro_batch_size = min(settings.micro_batch_size, settings.batch_size)
+    checkpoints = folder / "checkpoints" / name
+    newest = _newest(checkpoints)
     trainer = DPOTrainer(
         model=component.model,
         args=DPOConfig(
-            output_dir=str(folder / "checkpoints"),
+            output_dir=str(checkpoints),
             max_steps=settings.steps,
             per_device_train_batch_size=micro_batch_size,
             gradient_accumulation_steps=settings.batch_size // micro_batch_size,
@@ -110,21 +112,29 @@ def _train_one(
             use_cpu=component.device.type == "cpu",
             bf16=False,
             gradient_checkpointing=False,
-            save_strategy="no",
+            save_strategy="steps",
+            save_steps=settings.checkpoint_every,
+            save_total_limit=2,
             report_to=[],
             logging_steps=1,
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=component.codec.tokenizer,
-        callbacks=[record],
+        callbacks=[_Record(folder / "metrics.jsonl", name)],
     )
     trainer.remove_callback(PrinterCallback)  # the record's bar says it
-    trainer.train()
-    for name in set(component.model.peft_config) - adapters:  # TRL keeps its reference as a second adapter
-        component.model.delete_adapter(name)
+    trainer.train(resume_from_checkpoint=newest)
+    for adapter in set(component.model.peft_config) - adapters:  # TRL keeps its reference as a second adapter
+        component.model.delete_adapter(adapter)
     component.trainable(True)
     component.model.eval()
+
+
+def _newest(checkpoints: Path) -> str | None:
+    """The last one that was written to its end, where the trainer's state is."""
+    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
 
 
 class _Record(TrainerCallback):
@@ -134,7 +144,9 @@ class _Record(TrainerCallback):
         self.path, self.component = path, component
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = bar(f"train {self.component}", total=state.max_steps)
+        rows = read_jsonl(self.path)  # what was logged after the checkpoint is about to be repeated
+        write_jsonl(self.path, [r for r in rows if r["component"] != self.component or r["step"] <= state.global_step])
+        self.bar = bar(f"train {self.component}", total=state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update()

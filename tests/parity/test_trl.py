@@ -1,5 +1,6 @@
 """A system of one component is plain DPO: loss, rewards and gradients against TRL's own trainer on the same batch."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings, measure
 from sysdpo.training.preference import Direct, Sampling
-from sysdpo.training.separate import train_separately
+from sysdpo.training.separate import _Record, train_separately
 from tests.systems import make_pairs_for, make_tiny, make_two_llm
 
 BETA = 0.3
@@ -136,6 +137,48 @@ def test_separate_dpo_leaves_the_component_as_it_was_but_trained(tmp_path: Path)
         component.save(str(tmp_path / name))
         assert not [p for p in (tmp_path / name).iterdir() if p.is_dir()]
         assert isinstance(component.model, PeftModel)
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "kept"), [(("psi1", 1), 0), (("psi1", 3), 2), (("psi2", 1), 4), (("psi2", 3), 6)]
+)
+def test_separate_dpo_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interrupted: tuple[str, int], kept: int
+) -> None:
+    """Killed before the first checkpoint, after it, and likewise when the first component is done."""
+    settings = TrainingSettings(
+        steps=4, batch_size=4, micro_batch_size=2, learning_rate=1e-2, beta=0.1, checkpoint_every=2
+    )
+
+    def train(folder: Path) -> tuple[dict[str, Tensor], list[Any]]:
+        folder.mkdir(exist_ok=True)
+        system = make_two_llm()
+        train_separately(system, make_pairs_for(system, 6), settings, folder)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        weights = {n: p.detach().clone() for n, p in system.named_parameters() if p.requires_grad}
+        return weights, [(line["component"], line["step"], line["loss"]) for line in lines]
+
+    expected, logged = train(tmp_path / "whole")
+    started: list[tuple[str, int]] = []
+    on_log = _Record.on_log
+
+    def record(self: _Record, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        on_log(self, args, state, control, logs, **more)
+        if logs and "loss" in logs:
+            started.append((self.component, state.global_step))
+            if started.count(interrupted) == 1 and started[-1] == interrupted:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Record, "on_log", record)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "halves")
+    before = len(started)
+    weights, again = train(tmp_path / "halves")
+    assert [line[:2] for line in again] == [line[:2] for line in logged]
+    assert [line[2] for line in again] == pytest.approx([line[2] for line in logged], abs=1e-6)
+    for name, value in weights.items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+    assert len(started) - before == 8 - kept  # only what no checkpoint holds is done again
 
 
 @pytest.mark.parametrize(

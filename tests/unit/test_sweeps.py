@@ -1,6 +1,7 @@
 """Sweeps without models: which jobs an override asks for, what a failed one leaves, what the summary says of each."""
 
 import csv
+import errno
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from PIL import Image
 from sysdpo.cli import CONFIG, command
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
+from sysdpo.failures import explain
 from sysdpo.reporting.json_log import JsonLogger
 from sysdpo.reporting.runs import RunFolder, write_json
 from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep, summarise
@@ -335,3 +337,31 @@ def test_make_runs_jobs_side_by_side_unless_args_name_a_launcher(
         found = compose("config", overrides, return_hydra_config=True).hydra.launcher
     assert found._target_.endswith(f".{launcher}")
     assert setting is None or found[setting[0]] == setting[1]
+
+
+# ---- two processes, no place ---------------------------------------------------------------------------------------
+
+
+def test_a_run_belongs_to_one_process(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "sysdpo_direct" / "seed=0")
+    hold = "import sys; from sysdpo.reporting.runs import RunFolder; from pathlib import Path\n"
+    hold += "with RunFolder(Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SettingError, match=r"seed=0: another process is at this run; wait for it"), folder.held():
+            raise AssertionError("both have it")
+        other.kill()
+    with folder.held():  # the killed one's hold is gone
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_no_place_for_a_file_is_one_line(number: int) -> None:
+    line = explain(OSError(number, os.strerror(number), "/results/metrics.json"))
+    assert line is not None
+    assert line.startswith(f"/results/metrics.json: {os.strerror(number)}; ")
+    assert "outputs=" in line
+    assert explain(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None  # that is a bug
