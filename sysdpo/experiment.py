@@ -142,8 +142,8 @@ def check_models(config: DictConfig) -> None:
         check_available(repository, setting)
 
 
-def hub_models(config: DictConfig, data: bool = True) -> list[str]:
-    """The hub ids of all pretrained models that the system and, with `data`, its data set need."""
+def hub_models(config: DictConfig) -> list[str]:
+    """The hub ids of all pretrained models that the system and its data need."""
     found: dict[str, None] = {}
 
     def walk(content: Any) -> None:
@@ -156,7 +156,7 @@ def hub_models(config: DictConfig, data: bool = True) -> list[str]:
             for value in content:
                 walk(value)
 
-    for part in (config.system.components, config.dataset)[: 1 + data]:
+    for part in (config.system.components, config.dataset):
         walk(OmegaConf.to_container(part, resolve=True))
     return list(found)
 

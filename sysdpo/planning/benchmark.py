@@ -51,7 +51,7 @@ def benchmark(config: DictConfig) -> Figures:
     check_plan(config)
     if config.trainer != "joint":
         raise SettingError(f"trainer={config.trainer}: only updates of the whole system are measured; set method=….")
-    for repository in hub_models(config, data=False):  # rows are made up
+    for repository in hub_models(config):  # no judge, no scorer: nothing is evaluated
         check_available(repository)
     objective = instantiate(config.objective)
     settings = training_settings(config)

