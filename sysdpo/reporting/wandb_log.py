@@ -95,11 +95,13 @@ class WandbLogger:
         self.run.log({"step": metrics["step"], **rest})
 
     def finish(self, succeeded: bool = True) -> None:
+        whole = False
         try:
             if succeeded:
                 self._save_results()
+            whole = succeeded
         finally:
-            self.run.finish(exit_code=0 if succeeded else 1)
+            self.run.finish(exit_code=0 if whole else 1)
 
     def _save_results(self) -> None:
         for name, value in (self.files.metrics or {}).items():

@@ -95,8 +95,13 @@ def test_two_jobs_of_one_process_are_two_runs_and_a_crash_closes_its_own(tmp_pat
     second.log({"component": "psi2", "step": 1, "loss": 0.6})
     second.finish(succeeded=False)
 
+    third = logger_for(tmp_path, "unsaved", {})
+    (third.files.path / "metrics.json").write_text("torn")
+    with pytest.raises(json.JSONDecodeError):
+        third.finish()
+
     runs = stored(tmp_path)
-    assert set(runs) == {"joint/seed=0", "separate/seed=0"}
+    assert set(runs) == {"joint/seed=0", "separate/seed=0", "unsaved/seed=0"}
     one, other = runs["joint/seed=0"], runs["separate/seed=0"]
     assert one["project"] == "project"
     assert one["group"] == other["group"] == "t/tiny"
@@ -109,7 +114,7 @@ def test_two_jobs_of_one_process_are_two_runs_and_a_crash_closes_its_own(tmp_pat
     assert one["summary"]["judge"] == "oracle"
     assert ("model", ["psi1/adapter.bin"]) in one["artifacts"]
     assert not any(kind == "model" for kind, _ in other["artifacts"])
-    assert (one["exit"], other["exit"]) == (0, 1)
+    assert (one["exit"], other["exit"], runs["unsaved/seed=0"]["exit"]) == (0, 1, 1)
 
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.table.json")
     content = json.loads(table.read_text())
