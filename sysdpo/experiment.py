@@ -269,15 +269,18 @@ def align(
 def curve_point(
     config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Any
 ) -> dict[str, float]:
-    """The experiment's metrics on a few evaluation rows; a baseline is the untrained system's output on the same rows.
+    """The experiment's metrics on some evaluation rows, and as `<metric>/se` their standard errors over these rows.
 
-    Every point draws from the same seeds, so at step 0 the system's outputs are the baseline's.
+    A baseline is the untrained system's output on the same rows. Every point draws from the same seeds, so at step 0
+    the system's outputs are the baseline's.
     """
     repeated = [row for row in rows for _ in range(measure.draws)]
     baseline = _untrained_outputs(config, system, repeated) if measure.needs_baseline else None
     outputs = generate(system, repeated, config.seed, config.evaluation_batch_size, "curve")
     metrics, _ = measure.measure(repeated, outputs, baseline)
-    return {name: float(metrics[name]["value"]) for name in config.metrics if name in metrics}
+    found = {name: metrics[name] for name in config.metrics if name in metrics}
+    errors = {f"{name}/se": float(each["se"]) for name, each in found.items() if each.get("se") is not None}
+    return {name: float(each["value"]) for name, each in found.items()} | errors
 
 
 def evaluate(

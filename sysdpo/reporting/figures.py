@@ -34,6 +34,7 @@ MARGINS = {
 EVALUATION = "evaluation/"
 SEQUENCES = 6  # evaluation rows of a figure of image sequences
 
+Point = tuple[float, float | None]  # of one seed: a metric and its standard error
 Curve = list[tuple[float, float, float, float]]  # (update, mean, lowest, highest) over the seeds
 
 
@@ -165,14 +166,21 @@ def curves(table: Table, key: str) -> dict[tuple[str, str | None], Curve]:
     """(method, component) -> curve; the component is None unless the method trained one after the other."""
     found: dict[tuple[str, str | None], Curve] = {}
     for row in table.rows:
-        values: dict[str | None, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        points: dict[str | None, dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
         for run in row.runs.values():
             for record in run.history:
                 if key in record:
-                    values[record.get("component")][record["step"]].append(record[key])
-        for component, by_step in values.items():
-            found[row.method, component] = [(s, sum(v) / len(v), min(v), max(v)) for s, v in sorted(by_step.items())]
+                    points[record.get("component")][record["step"]].append((record[key], record.get(f"{key}/se")))
+        for component, by_step in points.items():
+            found[row.method, component] = [(step, *_band(seeds)) for step, seeds in sorted(by_step.items())]
     return found
+
+
+def _band(seeds: Sequence[Point]) -> tuple[float, float, float]:
+    """Mean, lowest and highest seed; of a single one its standard error to either side, where it is known."""
+    values = [value for value, _ in seeds]
+    mean, [(_, error), *others] = sum(values) / len(values), seeds
+    return (mean, min(values), max(values)) if others or error is None else (mean, mean - error, mean + error)
 
 
 def _draw(
@@ -207,6 +215,8 @@ def _draw(
         canvas.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         svg = save(canvas, folder, name)
     remarks = [_seeds(table, lines)]
+    if remarks == ["one seed"] and any(lowest < highest for curve in lines.values() for _, _, lowest, highest in curve):
+        remarks = ["one seed, band of one standard error to either side"]
     if key.startswith(EVALUATION) and (rows := _rows_a_point(table, lines)):
         remarks.append(f"{rows} evaluation rows a point")
     return Figure(name, "; ".join([caption, *remarks]), svg)
