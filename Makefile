@@ -83,11 +83,12 @@ EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))
 figures: $(READY)  ## the reports of the runs that exist, with the paper's figures: EXPERIMENT=table1|table2|all
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
 
-PICTURES = table1/$(SCALE)/report/figures/appendix_g.png table2/$(SCALE)/report/figures/figure_8_end.png
-
-pictures: figures  ## docs/pictures, which the README shows, from the runs that exist
+pictures: $(READY)  ## docs/pictures, which the README shows: Table 1's from OUTPUTS, Table 2's from OUTPUTS/curves
+	$(RUN) scripts/report.py experiment=table1 $(COMMON)
+	$(RUN) scripts/report.py experiment=table2 scale=$(SCALE) outputs=$(OUTPUTS)/curves
 	mkdir -p docs/pictures
-	cp $(addprefix $(OUTPUTS)/,$(PICTURES)) docs/pictures
+	cp $(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png docs/pictures
+	cp $(addprefix $(OUTPUTS)/curves/table2/$(SCALE)/report/figures/,figure_7.png figure_8.png) docs/pictures
 
 ALIGNED_table1 = table1/$(SCALE)/sysdpo_direct/seed=0
 ALIGNED_table2 = table2/$(SCALE)/sysdpo_sampling/seed=0

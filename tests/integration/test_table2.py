@@ -89,6 +89,7 @@ def test_a_curve_over_training_starts_at_the_untrained_system_and_ends_at_the_fi
         assert curve[0]["evaluation/wr_prompted"] == 50.0
         for name in ("wr_prompted", "wr_chosen"):
             assert curve[3][f"evaluation/{name}"] == metrics_of(folder)[name]["value"]
+            assert curve[3][f"evaluation/{name}/se"] == metrics_of(folder)[name]["se"]
 
 
 def test_the_notebook_reads_the_runs(

@@ -294,6 +294,21 @@ def test_curves_are_means_over_seeds_one_a_component(root: Path, methods: Path) 
     }
 
 
+def test_a_single_seed_s_band_is_its_standard_error(tmp_path: Path, methods: Path) -> None:
+    """Two seeds: from the lowest to the highest, whatever the errors of each."""
+    key = "evaluation/rate"
+    for method, rates in {"ours": (50.0,), "absent": (48.0, 54.0)}.items():
+        for seed, rate in enumerate(rates):
+            points = [{"step": 0, key: 50.0, f"{key}/se": 0.0}, {"step": 4, key: rate, f"{key}/se": 2.5}]
+            write_run(tmp_path, method, seed, history=points)
+    assert curves(table_of(tmp_path, methods), key) == {
+        ("ours", None): [(0, 50.0, 50.0, 50.0), (4, 50.0, 47.5, 52.5)],
+        ("absent", None): [(0, 50.0, 50.0, 50.0), (4, 51.0, 48.0, 54.0)],
+    }
+    spec = {"curve": "rate", "rows": ["ours"], "caption": "Nine"}
+    assert "Nine; one seed, band of one standard error to either side" in specified(tmp_path, methods, nine=spec)
+
+
 def test_evaluations_during_training_are_drawn_where_there_are_some(root: Path, methods: Path) -> None:
     write_run(root, "absent", 0, history=[{"step": s, "evaluation/rate": 50.0 + s} for s in (5, 10)])
     write_report(settings(root), methods)
