@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from sysdpo.components.hub import check_available, is_hub_id
-from sysdpo.data.records import PreferenceData
+from sysdpo.data.records import PreferenceData, fetch_rows
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError, check_count, nearest
 from sysdpo.graph import SystemGraph
@@ -71,7 +71,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
 
-    check_models(config)
+    check_downloads(config)
     objective = instantiate(config.objective)
     measure = instantiate(config.evaluation)
     system = build_system(config)
@@ -134,12 +134,14 @@ def device_name(system: CompoundSystem) -> str:
     return f"{system.device.type}, {torch.get_num_threads()} threads"
 
 
-def check_models(config: DictConfig) -> None:
-    """Refuse a run whose models cannot be had, before the first of them is loaded."""
+def check_downloads(config: DictConfig) -> None:
+    """Refuse a run whose models or data cannot be had, before the first model is loaded."""
     for repository in hub_models(config):
         check_available(repository)
     for setting, repository in evaluation_models(config).items():
         check_available(repository, setting)
+    if config.dataset.get("hub") and not config.dataset.get("path"):
+        fetch_rows(config.dataset.hub)  # kept on this machine, for `prepare`
 
 
 def hub_models(config: DictConfig) -> list[str]:

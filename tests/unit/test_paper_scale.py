@@ -24,7 +24,7 @@ from sysdpo.components.weights import ARCHITECTURES, architecture_folder
 from sysdpo.data.records import make_pairs, read_rows
 from sysdpo.data.sources import Recorded, split
 from sysdpo.errors import SettingError
-from sysdpo.experiment import build_system, check_models, hub_models
+from sysdpo.experiment import build_system, check_downloads, hub_models
 from tests.systems import make_two_llm
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -153,6 +153,10 @@ def test_a_data_set_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sysdpo.data.records.load_dataset", refuse)
     with pytest.raises(SettingError, match=r"Intel/orca_dpo_pairs.*dataset\.path"):
         Recorded(hub="Intel/orca_dpo_pairs").prepare(make_two_llm(), Path(), False)
+    random = "llm.weights=random"  # no model is asked for
+    with pytest.raises(SettingError, match=r"^dataset\.hub='Intel/orca_dpo_pairs'"):
+        check_downloads(composed("experiment=table2", random))
+    check_downloads(composed("experiment=table2", random, "dataset.path=pairs.jsonl"))
 
 
 # ---- access to gated models ----------------------------------------------------------------------------------------
@@ -216,7 +220,7 @@ def test_a_model_of_the_evaluation_is_asked_for_before_training(
     monkeypatch.setattr(HfApi, "auth_check", refuse)
     monkeypatch.setattr("sysdpo.components.hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(SettingError, match=rf"^{setting}='{name}': it is gated"):
-        check_models(composed(*overrides))
+        check_downloads(composed(*overrides))
     check_available.cache_clear()
 
 
