@@ -27,7 +27,7 @@ REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-moa reproduce-theory report-table1 report-table2 report-moa \
 	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace draw-systems plan benchmark \
-	benchmark-table test test-slow lint clean
+	benchmark-table test test-slow test-gpu lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -113,6 +113,9 @@ test: $(READY) lint  ## everything but the slow and the GPU tier
 
 test-slow: $(READY)  ## the slow tier
 	$(RUN) -m pytest -m slow
+
+test-gpu: $(READY)  ## the GPU tier, on a machine that has one
+	$(RUN) -m pytest -m gpu
 
 lint: $(READY)  ## ruff, mypy and the rules of the architecture
 	$(VENV)/bin/ruff check .
