@@ -3,7 +3,7 @@
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,10 +214,12 @@ def _draw(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         canvas.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         svg = save(canvas, folder, name)
-    remarks = [_seeds(table, lines)]
+    drawn = [row for row in table.rows if row.method in components]
+    measured = [[run for run in row.runs.values() if any(key in line for line in run.history)] for row in drawn]
+    remarks = [_seeds(measured)]
     if remarks == ["one seed"] and any(lowest < highest for curve in lines.values() for _, _, lowest, highest in curve):
         remarks = ["one seed, band of one standard error to either side"]
-    if key.startswith(EVALUATION) and (rows := _rows_a_point(table, lines)):
+    if key.startswith(EVALUATION) and (rows := _rows_a_point(measured)):
         remarks.append(f"{rows} evaluation rows a point")
     return Figure(name, "; ".join([caption, *remarks]), svg)
 
@@ -266,9 +268,9 @@ def save(canvas: Canvas, folder: Path, name: str) -> str:
     return text.getvalue()
 
 
-def _seeds(table: Table, drawn: Iterable[tuple[str, str | None]]) -> str:
-    methods = {method for method, _ in drawn}
-    counts = sorted({len(row.runs) for row in table.rows if row.method in methods})
+def _seeds(rows: Sequence[Sequence[RunFolder]]) -> str:
+    """How many runs each of the drawn rows rests on."""
+    counts = sorted({len(runs) for runs in rows})
     if counts == [1]:
         return "one seed"
     return f"mean over {_range(counts)} seeds, band from the lowest to the highest"
@@ -278,12 +280,11 @@ def _range(counts: Sequence[int]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _rows_a_point(table: Table, drawn: Iterable[tuple[str, str | None]]) -> str:
+def _rows_a_point(rows: Sequence[Sequence[RunFolder]]) -> str:
     """How many of a run's evaluation rows, every n-th of them, were answered for each point of a curve."""
-    methods = {method for method, _ in drawn}
     counts = set()
-    for run in (run for row in table.rows if row.method in methods for run in row.runs.values()):
-        rows, wanted = len(run.samples), (run.config or {}).get("curve_rows")
-        if rows and wanted:
-            counts.add(len(range(0, rows, max(1, rows // int(wanted)))))
+    for run in (run for runs in rows for run in runs):
+        there, wanted = len(run.samples), (run.config or {}).get("curve_rows")
+        if there and wanted:
+            counts.add(len(range(0, there, max(1, there // int(wanted)))))
     return _range(sorted(counts)) if counts else ""

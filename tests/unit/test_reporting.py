@@ -341,7 +341,9 @@ def test_rows_that_were_not_measured_during_training_are_named_with_their_comman
 def test_a_curve_says_how_many_rows_a_point_rests_on(root: Path, methods: Path) -> None:
     # 4 evaluation rows with curve_rows=2: every second row
     write_run(root, "absent", 0, [1.5] * 4, history=[{"step": 0, "evaluation/rate": 50.0}], curve_rows=2)
-    assert "; 2 evaluation rows a point" in specified(root, methods, nine={"curve": "rate", "caption": "Nine"})
+    write_run(root, "absent", 1, [1.5] * 4)  # a seed that was not measured during training
+    printed = specified(root, methods, nine={"curve": "rate", "caption": "Nine"})
+    assert "Nine; one seed; 2 evaluation rows a point" in printed
 
 
 def test_jobs_of_a_sweep_that_differ_in_the_seed_alone_are_one_row(root: Path, methods: Path) -> None:
