@@ -83,12 +83,14 @@ EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))
 figures: $(READY)  ## the reports of the runs that exist, with the paper's figures: EXPERIMENT=table1|table2|all
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
 
-pictures: $(READY)  ## docs/pictures, which the README shows: Table 1's from OUTPUTS, Table 2's from OUTPUTS/curves
-	$(RUN) scripts/report.py experiment=table1 $(COMMON)
-	$(RUN) scripts/report.py experiment=table2 scale=$(SCALE) outputs=$(OUTPUTS)/curves
+CURVES = $(OUTPUTS)/curves
+PICTURES = $(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png $(OUTPUTS)/table2/$(SCALE)/report/figures/figure_8_end.png \
+	$(CURVES)/table2/$(SCALE)/report/figures/figure_7.png
+
+pictures: figures  ## docs/pictures, which the README shows, from the runs that exist; those over training lie in OUTPUTS/curves
+	$(MAKE) figures EXPERIMENT=table2 OUTPUTS=$(CURVES)
 	mkdir -p docs/pictures
-	cp $(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png docs/pictures
-	cp $(addprefix $(OUTPUTS)/curves/table2/$(SCALE)/report/figures/,figure_7.png figure_8.png) docs/pictures
+	cp $(PICTURES) docs/pictures
 
 ALIGNED_table1 = table1/$(SCALE)/sysdpo_direct/seed=0
 ALIGNED_table2 = table2/$(SCALE)/sysdpo_sampling/seed=0
