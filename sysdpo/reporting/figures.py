@@ -179,8 +179,10 @@ def curves(table: Table, key: str) -> dict[tuple[str, str | None], Curve]:
 def _band(seeds: Sequence[Point]) -> tuple[float, float, float]:
     """Mean, lowest and highest seed; of a single one its standard error to either side, where it is known."""
     values = [value for value, _ in seeds]
-    mean, [(_, error), *others] = sum(values) / len(values), seeds
-    return (mean, min(values), max(values)) if others or error is None else (mean, mean - error, mean + error)
+    mean, (_, error) = sum(values) / len(values), seeds[0]
+    if len(seeds) > 1 or error is None:
+        return mean, min(values), max(values)
+    return mean, mean - error, mean + error
 
 
 def _draw(

@@ -114,7 +114,7 @@ def _train_one(
             gradient_checkpointing=False,
             save_strategy="steps",
             save_steps=settings.checkpoint_every,
-            save_total_limit=2,
+            save_total_limit=2,  # the one before stays until the newest is whole
             report_to=[],
             logging_steps=1,
             disable_tqdm=True,
