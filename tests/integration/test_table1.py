@@ -1,6 +1,7 @@
 """Table 1 through its command: every row, its pictures and its curve, and nothing done twice."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,8 @@ def test_the_experiment_s_figures_are_drawn_from_its_runs(table: Path) -> None:
         config = compose("config", ["experiment=table1", "scale=smoke", f"outputs={table.parent.parent}"])
     printed = write_report(OmegaConf.to_container(config, resolve=True), CONFIG / "method")
     assert "not drawn" not in printed
-    assert (
-        "figure_6.svg  Figure 6 of the paper: order consistency over training; one seed; 12 evaluation rows" in printed
-    )
+    said = r"figure_6\.svg  Figure 6 of the paper: order consistency over training; one seed.*; 12 evaluation rows"
+    assert re.search(said, printed)
     for name in ("figure_6", "appendix_g"):
         for kind in ("svg", "png"):
             assert (table / "report" / "figures" / f"{name}.{kind}").stat().st_size > 1000
