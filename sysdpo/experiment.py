@@ -136,12 +136,17 @@ def device_name(system: CompoundSystem) -> str:
 
 def check_downloads(config: DictConfig) -> None:
     """Refuse a run whose models or data cannot be had, before the first model is loaded."""
-    for repository in hub_models(config):
-        check_available(repository)
+    check_models(config)
     for setting, repository in evaluation_models(config).items():
         check_available(repository, setting)
-    if config.dataset.get("hub") and not config.dataset.get("path"):
-        fetch_rows(config.dataset.hub)  # kept on this machine, for `prepare`
+    if hub := hub_data(config):
+        fetch_rows(hub)  # kept on this machine, for `prepare`
+
+
+def check_models(config: DictConfig) -> None:
+    """Refuse a system, or a maker of its data, whose models cannot be had."""
+    for repository in hub_models(config):
+        check_available(repository)
 
 
 def hub_models(config: DictConfig) -> list[str]:
@@ -161,6 +166,12 @@ def hub_models(config: DictConfig) -> list[str]:
     for part in (config.system.components, config.dataset):
         walk(OmegaConf.to_container(part, resolve=True))
     return list(found)
+
+
+def hub_data(config: DictConfig) -> str | None:
+    """The hub id of the data set that the run would fetch; None where it reads a file or makes its data."""
+    hub = config.dataset.get("hub")
+    return hub if hub and not config.dataset.get("path") else None
 
 
 def evaluation_models(config: DictConfig) -> dict[str, str]:

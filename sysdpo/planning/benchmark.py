@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.components.base import Component
 from sysdpo.components.diffusion import Diffusion
-from sysdpo.components.hub import check_available
 from sysdpo.components.language_model import LanguageModel
 from sysdpo.errors import SettingError, check_count
-from sysdpo.experiment import build_system, device_name, hub_models, training_settings
+from sysdpo.experiment import build_system, check_models, device_name, training_settings
 from sysdpo.planning import cost
 from sysdpo.planning.estimate import begin_plan, check_plan
 from sysdpo.planning.figures import Figures, both
@@ -51,8 +50,7 @@ def benchmark(config: DictConfig) -> Figures:
     check_plan(config)
     if config.trainer != "joint":
         raise SettingError(f"trainer={config.trainer}: only updates of the whole system are measured; set method=….")
-    for repository in hub_models(config):  # no judge, no scorer: nothing is evaluated
-        check_available(repository)
+    check_models(config)  # no judge, no scorer: nothing is evaluated
     objective = instantiate(config.objective)
     settings = training_settings(config)
     memory = Memory()

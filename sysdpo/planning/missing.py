@@ -9,7 +9,7 @@ from huggingface_hub import constants, get_token
 from omegaconf import DictConfig
 
 from sysdpo.components.hub import is_cached
-from sysdpo.experiment import evaluation_models, hub_models
+from sysdpo.experiment import evaluation_models, hub_data, hub_models
 from sysdpo.planning.cost import judge_of
 
 
@@ -21,9 +21,7 @@ def missing(config: DictConfig, content: Mapping[str, Any]) -> list[str]:
             lacks.append(f"model {name}: accept https://huggingface.co/{name}, then `hf download {name}`")
     if lacks and get_token() is None:
         lacks.append("a token of the model hub: `hf auth login` (gated models need one)")
-    dataset = content["dataset"]
-    hub = dataset.get("hub")
-    if hub and not dataset.get("path"):
+    if hub := hub_data(config):
         folder = Path(constants.HF_HUB_CACHE) / f"datasets--{hub.replace('/', '--')}"
         if not folder.is_dir():
             lacks.append(f"data set {hub}: fetched on first use, or set dataset.path")

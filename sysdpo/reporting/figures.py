@@ -218,9 +218,8 @@ def _draw(
         svg = save(canvas, folder, name)
     drawn = [row for row in table.rows if row.method in components]
     measured = [[run for run in row.runs.values() if any(key in line for line in run.history)] for row in drawn]
-    remarks = [_seeds(measured)]
-    if remarks == ["one seed"] and any(lowest < highest for curve in lines.values() for _, _, lowest, highest in curve):
-        remarks = ["one seed, band of one standard error to either side"]
+    has_band = any(lowest < highest for curve in lines.values() for _, _, lowest, highest in curve)
+    remarks = [_seeds(measured, has_band)]
     if key.startswith(EVALUATION) and (rows := _rows_a_point(measured)):
         remarks.append(f"{rows} evaluation rows a point")
     return Figure(name, "; ".join([caption, *remarks]), svg)
@@ -270,11 +269,11 @@ def save(canvas: Canvas, folder: Path, name: str) -> str:
     return text.getvalue()
 
 
-def _seeds(rows: Sequence[Sequence[RunFolder]]) -> str:
-    """How many runs each of the drawn rows rests on."""
+def _seeds(rows: Sequence[Sequence[RunFolder]], has_band: bool) -> str:
+    """How many runs each of the drawn rows rests on, and what its band means."""
     counts = sorted({len(runs) for runs in rows})
     if counts == [1]:
-        return "one seed"
+        return "one seed" + (", band of one standard error to either side" if has_band else "")
     return f"mean over {_range(counts)} seeds, band from the lowest to the highest"
 
 

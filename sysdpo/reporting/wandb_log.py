@@ -95,13 +95,13 @@ class WandbLogger:
         self.run.log({"step": metrics["step"], **rest})
 
     def finish(self, succeeded: bool = True) -> None:
-        whole = False
+        exit_code = 1
         try:
             if succeeded:
                 self._save_results()
-            whole = succeeded
+                exit_code = 0
         finally:
-            self.run.finish(exit_code=0 if whole else 1)
+            self.run.finish(exit_code=exit_code)
 
     def _save_results(self) -> None:
         for name, value in (self.files.metrics or {}).items():
