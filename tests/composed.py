@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sysdpo.cli import CONFIG
-from sysdpo.experiment import build_system
+from sysdpo.cli.command import CONFIG
+from sysdpo.experiment.build import build_system
 from sysdpo.system import CompoundSystem
 
 SYSTEMS = sorted(path.stem for path in (CONFIG / "system").glob("*.yaml"))
