@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sysdpo.components.base import Component, Likelihood, Parents, TokenSampler, Value
-from sysdpo.errors import SettingError, nearest
+from sysdpo.errors import SettingError, check_file_name, nearest
 from sysdpo.graph import SystemGraph, Variable
 
 Row = Mapping[str, Value]
@@ -38,6 +38,16 @@ class Pair:
 Quantity = Literal["log_prob", "reference_log_prob", "log_ratio"]
 
 
+def check_component_name(name: str) -> None:
+    """Refuse a name that could be no part of a module or no folder of its weights."""
+    check_file_name("components", name)
+    if "." in name or hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
+        raise SettingError(
+            f"components: {name!r} cannot name a component (it has a dot, or means something to torch); write "
+            f"{name.replace('.', '_') + ('_model' if '.' not in name else '')!r}."
+        )
+
+
 class CompoundSystem(nn.Module):
     """All components of a system in one module: one optimizer, one checkpoint, one forward for any graph.
 
@@ -51,6 +61,7 @@ class CompoundSystem(nn.Module):
         for name in graph.components:
             if name not in components:
                 raise SettingError(f"components: {nearest(name, components)}")
+            check_component_name(name)
         self.graph = graph
         self.components = nn.ModuleDict({name: components[name] for name in graph.components})
         for variable in graph.generated:

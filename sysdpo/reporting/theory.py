@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+from sysdpo.runs.files import replacing, write_text
+
 METHODS = {
     "dpo": "DPO, x → z",
     "sysdpo_direct": "SysDPO-Direct, every (y, z) in the data",
@@ -34,10 +36,10 @@ FLOOR = 1e-3
 def write_theory_report(folder: Path) -> Path:
     """Write `table.md` and `figures/approximation.png` from `table.json` in the same folder; returns the table."""
     content = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-    (folder / "figures").mkdir(exist_ok=True)
-    _draw(content["approximation"], folder / "figures" / "approximation.png")
+    with replacing(folder / "figures" / "approximation.png") as fresh:
+        _draw(content["approximation"], fresh)
     path = folder / "table.md"
-    path.write_text("\n".join(_lines(content)) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(_lines(content)) + "\n")
     return path
 
 
@@ -111,4 +113,4 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, format="png", dpi=150)
