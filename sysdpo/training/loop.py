@@ -119,7 +119,7 @@ class NotFinite(Exception):
     """A loss or gradient that is NaN or infinite: step, components, and the rows by their numbers in the data."""
 
     def __init__(self, step: int, what: str, components: Sequence[str], rows: Sequence[int]) -> None:
-        numbers = [str(row) for row in rows]
+        numbers = [str(row) for row in sorted(set(rows))]
         shown = ", ".join(numbers[:10]) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
         named = f"component {', '.join(components)}, " if components else ""
         super().__init__(f"step {step}: the {what} is not finite ({named}row {shown} of the data)")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sysdpo.data.records import read_rows
 from sysdpo.errors import SettingError, nearest
-from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint, MalformedAnswerError
+from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint
+from sysdpo.evaluation.judges.reply import MalformedAnswerError
 from sysdpo.runs.files import append_line, explained, remove, write_text
 from sysdpo.tasks.progression.prompts import NOUNS
 
@@ -59,7 +60,7 @@ def parse(body: Body) -> list[str]:
         content = str(body["choices"][0]["message"]["content"])
         found = re.search(r"\[.*\]", content, re.DOTALL)  # some models wrap JSON in a fence
         texts = json.loads(found[0] if found else content)
-    except (KeyError, IndexError, TypeError, json.JSONDecodeError):
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
         raise MalformedAnswerError("not a JSON array of prompts") from None
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
         raise MalformedAnswerError("not a JSON array of strings")
