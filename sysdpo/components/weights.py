@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sysdpo.errors import SettingError
+from sysdpo.paths import ASSETS
 from sysdpo.runs.files import changed, replacing, write_json, write_sums
 from sysdpo.runs.locks import lock_file
 
 log = logging.getLogger(__name__)
-from sysdpo.paths import ASSETS
 
 
 @dataclass(frozen=True)

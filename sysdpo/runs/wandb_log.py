@@ -1,5 +1,6 @@
 """Weights & Biases beside the run folder: one run a job, offline unless asked otherwise."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -103,7 +104,9 @@ class WandbLogger:
             self.run.finish(exit_code=exit_code)
 
     def _save_results(self) -> None:
-        for name, value in (self.files.metrics or {}).items():
+        file = self.files.path / "metrics.json"
+        results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # damaged: no success
+        for name, value in results.items():
             self.run.summary[name] = value
         samples = self.files.samples
         if samples:

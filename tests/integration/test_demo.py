@@ -67,7 +67,9 @@ def test_the_reference_of_a_loaded_run_is_the_untrained_system(text_run: Path) -
     system, trained = load_run(run)
     assert trained == ["psi1", "psi2"]
     rows = [{"x": "Q", "y": "draft", "z": "answer"}]
-    weights = torch.load(checkpoint_path(text_run / "checkpoints", checkpoint_steps(text_run / "checkpoints")[0]), weights_only=True)["weights"]
+    weights = torch.load(
+        checkpoint_path(text_run / "checkpoints", checkpoint_steps(text_run / "checkpoints")[0]), weights_only=True
+    )["weights"]
     own = dict(system.named_parameters())
     for name, value in weights.items():
         torch.testing.assert_close(own[name].detach(), value)

@@ -122,7 +122,10 @@ def test_sample_train_checkpoint_resume_evaluate(
     monkeypatch.setattr(Trainer, "_update", real)
     assert train_in_process([*overrides, *more, f"outputs={tmp_path / 'cut'}"], monkeypatch) == 0
     whole, cut = (next((tmp_path / kind).glob(f"{name}/paper/*/seed=0")) for kind in ("whole", "cut"))
-    first, second = (torch.load(checkpoint_path(run / "checkpoints", checkpoint_steps(run / "checkpoints")[0]), weights_only=True) for run in (whole, cut))
+    first, second = (
+        torch.load(checkpoint_path(run / "checkpoints", checkpoint_steps(run / "checkpoints")[0]), weights_only=True)
+        for run in (whole, cut)
+    )
     assert first["step"] == second["step"] == 2
     assert first["weights"].keys() == second["weights"].keys()
     for key, value in first["weights"].items():

@@ -17,7 +17,7 @@ from typing import Any
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.base import check_rows
 from sysdpo.evaluation.judges.cache import AnnotationCache
-from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint, UnanswerableError
+from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint, NoLogprobsError, UnanswerableError
 from sysdpo.evaluation.judges.reply import MalformedAnswerError
 from sysdpo.evaluation.win_rate import is_swapped, preference_from_logprobs
 
@@ -35,6 +35,12 @@ USER_PROMPT = "{material}\n\nWhich answer is better? Reply with its name and not
 LONGEST = 100  # characters kept of what a server calls something
 ROUNDING = 1e-3  # by which a log-probability may exceed 0
 TOP_LOGPROBS = 5  # AlpacaEval reads m and M among the five likeliest tokens; any other counts 0
+
+
+def _is_refusal(body: Body) -> bool:
+    """Whether the model declined this one request: no text, and where the server says so, why."""
+    message = body["choices"][0].get("message")
+    return isinstance(message, Mapping) and (bool(message.get("refusal")) or message.get("content") is None)
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ class AlpacaEvalJudge:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
             raise MalformedAnswerError("not a chat completion with log-probabilities") from None
         if candidates is None or (content and not candidates):
-            raise UnanswerableError(
+            raise (UnanswerableError if _is_refusal(body) else NoLogprobsError)(
                 f"judge.model: {self.model!r} at {self.endpoint.base_url} returns no log-probabilities "
                 "(logprobs, top_logprobs); choose a model and server that do, or judge=reward_model or "
                 "judge=oracle."

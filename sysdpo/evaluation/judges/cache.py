@@ -1,5 +1,6 @@
 """Paid answers, kept on disk: one small file per annotation, so that none is ever asked for twice."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -68,7 +69,8 @@ class AnnotationCache:
         content = json.dumps({"request": request, "answer": None}).encode()
         with explained(path):
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                for place in (self._path(path.name), path):
+                    place.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as file:
                     file.write(content + b" " * ROOM)
                     file.flush()
@@ -96,9 +98,14 @@ class AnnotationCache:
         """Give back the room that was kept for answers that did not come."""
         for key in keys:
             remove(self._reserved(key))
+        with contextlib.suppress(OSError):  # another run's answers may be on their way
+            self._reserved("").parent.rmdir()
 
     def _reserved(self, key: str) -> Path:
-        return self.folder / key[:2] / f".{key}.reserved"
+        """Beside the cache, or in it where that is a disk of its own: what a killed run leaves there is no answer."""
+        beside = self.folder.with_name(f".{self.folder.name}.reserved")
+        same = self.folder.exists() and self.folder.stat().st_dev == self.folder.parent.stat().st_dev
+        return (beside if same else self.folder / ".reserved") / key
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

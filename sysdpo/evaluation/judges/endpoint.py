@@ -31,6 +31,10 @@ class UnanswerableError(Exception):
     """The server has no answer to this one request: refused, too long, never in the form asked for."""
 
 
+class NoLogprobsError(UnanswerableError):
+    """The same of a server that seems unable to answer any: unless it has answered one, no other is sent."""
+
+
 @dataclass(frozen=True)
 class ChatEndpoint:
     """Where to ask, and how patiently. Every error it raises is a `SettingError` with the remedy.
@@ -134,7 +138,8 @@ class ChatEndpoint:
                             answered += 1
                         except UnanswerableError as error:
                             refused[name] = str(error)
-                            if not answered and len(refused) >= max(PATIENCE, self.concurrency):
+                            hopeless = isinstance(error, NoLogprobsError) or len(refused) >= PATIENCE
+                            if not answered and hopeless:
                                 waiting.clear()  # it is not these rows: the endpoint answers none
                         except BaseException:
                             waiting.clear()
