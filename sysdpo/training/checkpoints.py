@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sysdpo.errors import SettingError, check_file_name
-from sysdpo.runs.files import damage, remove, replacing, write_sums
+from sysdpo.errors import SettingError
+from sysdpo.runs.files import remove, replacing
 from sysdpo.system import CompoundSystem
 
 log = logging.getLogger(__name__)
@@ -147,33 +147,3 @@ def _parts(file: BinaryIO, length: int) -> Iterator[bytes]:
     while length > 0 and (part := file.read(min(CHUNK, length))):
         length -= len(part)
         yield part
-
-
-# ---- what is left of it ------------------------------------------------------------------------------------------
-
-
-def save_components(system: CompoundSystem, names: list[str], folder: Path) -> None:
-    """The trained components in the layout of the library they belong to, one folder each."""
-    for name in names:
-        check_file_name("component", name)
-    for name in names:
-        with replacing(folder / name) as fresh:
-            fresh.mkdir(parents=True)
-            getattr(system.components, name).save(str(fresh))
-            write_sums(fresh)
-
-
-def load_components(system: CompoundSystem, folder: Path) -> list[str]:
-    """Give the components the weights that `save_components` wrote; returns the names of those that have some.
-
-    Raises:
-        SettingError: a file is not the one that was written.
-    """
-    found = [name for name in system.components if (folder / name).is_dir()]
-    for name in found:
-        if (fault := damage(folder / name)) is not None:
-            raise SettingError(
-                f"{folder / name}: {fault}; the command that made the run restores it from the last checkpoint."
-            )
-        system.component(name).load(str(folder / name))
-    return found

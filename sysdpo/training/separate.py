@@ -19,6 +19,7 @@ from sysdpo.errors import SettingError
 from sysdpo.progress import bar
 from sysdpo.runs.files import append_line, explained, write_jsonl
 from sysdpo.runs.stopping import between_updates
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.fingerprint import fingerprint
 from sysdpo.training.loop import TrainingSettings
@@ -52,7 +53,7 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
     final = system.graph.finals[0].name
     intermediates = [v.name for v in system.graph.intermediates]
     with_parents = system.generate(
-        [p.inputs for p in pairs], [settings.seed * 1_000_003 + p.index for p in pairs], only=intermediates
+        [p.inputs for p in pairs], [stream(settings.seed, p.index) for p in pairs], only=intermediates
     )
     own = fingerprint(system, None, pairs, [], settings)
     write_jsonl(folder / "metrics.jsonl", [])  # each component's lines come back from its checkpoint
@@ -107,7 +108,7 @@ def _train_one(
     for line in newest.history(name) if newest is not None else []:
         append_line(folder / "metrics.jsonl", line)
     if newest is not None and newest.step == settings.steps:
-        component.load(str(newest.path))  # TRL would begin another epoch where the steps are no multiple of one
+        component.restore(str(newest.path))  # TRL would begin another epoch where the steps are no multiple of one
         component.trainable(True)
         return
     guard = Guard(name, settings.nonfinite)

@@ -42,9 +42,7 @@ from sysdpo.training.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
     load_checkpoint,
-    load_components,
     read_checkpoint,
-    save_components,
     trainable_state,
     write_checkpoint,
 )
@@ -361,12 +359,13 @@ def test_what_only_decides_how_long_or_how_fast_goes_on(tmp_path: Path) -> None:
 
 def test_adapters_that_are_damaged_are_refused_by_name(tmp_path: Path) -> None:
     system = make_two_llm()
-    save_components(system, ["psi1"], tmp_path)
-    assert load_components(system, tmp_path) == ["psi1"]
+    system.train_only(["psi1"])
+    system.save(tmp_path)
+    assert system.restore(tmp_path) == ["psi1"]
     weights = next((tmp_path / "psi1").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(SettingError, match=f"psi1: {weights.name} is not what was written"):
-        load_components(system, tmp_path)
+        system.restore(tmp_path)
 
 
 # ---- bad numbers and signals ---------------------------------------------------------------------------------------
