@@ -111,7 +111,7 @@ def test_what_is_paid_for_finds_its_room(server: Any, tmp_path: Path) -> None:  
 
     server.default = full
     try:
-        with pytest.raises(SettingError, match=r"reserved: File too large; make room"):
+        with pytest.raises(SettingError, match=r"cache: File too large; make room"):
             judge.preferences(*examples(4))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -67,7 +67,7 @@ class AnnotationCache:
         """
         path = self._reserved(self.key(request))
         content = json.dumps({"request": request, "answer": None}).encode()
-        with explained(path):
+        with explained(self.folder):
             try:
                 for place in (self._path(path.name), path):
                     place.parent.mkdir(parents=True, exist_ok=True)
