@@ -130,11 +130,10 @@ def test_training_on_a_full_disk_goes_on_once_there_is_room(tmp_path: Path) -> N
 
         def filling(self: Trainer) -> dict[str, float]:
             if self.step == 2:
-                with ballast.open("wb") as file:
+                with ballast.open("wb", buffering=0) as file:
                     try:
                         while True:
                             file.write(b"x" * 4096)
-                            file.flush()
                     except OSError:
                         pass
             return update(self)
