@@ -110,7 +110,10 @@ class CompoundSystem(nn.Module):
         """Make exactly these components trainable (`train: [...]`)."""
         for name in names:
             if name not in self.components:
-                raise SettingError(f"train: {nearest(name, self.components)}")
+                raise SettingError(
+                    f"train: this system has no component {name!r}, only {', '.join(self.components)}; choose another "
+                    "method, or name its components in train=[…]."
+                )
         for name in self.components:
             self.component(name).trainable(name in names)
 

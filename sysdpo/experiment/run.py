@@ -28,7 +28,7 @@ NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_t
 """Who listens, how much at a time, how a report looks: no reason to run a row again."""
 
 TRAINERS = ("joint", "separate")
-COUNTS = {"seed": 0, "curve_rows": 1, "evaluation_batch_size": 1}
+COUNTS = {"seed": 0, "evaluation_batch_size": 1}
 """Whole numbers of the config, and the least that each may be."""
 
 
@@ -58,6 +58,8 @@ def _run(config: DictConfig) -> dict[str, Any]:
         return folder.metrics or {}
     for name, least in COUNTS.items():
         check_count(name, config[name], least)
+    if config.curve_rows is not None:
+        check_count("curve_rows", config.curve_rows, 1)
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
@@ -137,7 +139,7 @@ def align(
             logger.log(line)
         metrics: dict[str, Any] = {"best_step": settings.steps}
     else:
-        rows = data.evaluation[:: max(1, len(data.evaluation) // config.curve_rows)]
+        rows = data.evaluation[:: max(1, len(data.evaluation) // (config.curve_rows or len(data.evaluation) or 1))]
         best = Trainer(
             system,
             objective,

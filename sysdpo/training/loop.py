@@ -43,6 +43,7 @@ class TrainingSettings:
     micro_batch_size: int = 8
     learning_rate: float = 1e-4
     beta: float = 0.1
+    intermediate_learning_rate: float | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     link: Link = "sigmoid"
     label_smoothing: float = 0.0
@@ -89,7 +90,7 @@ def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: Tra
     if not train and validation:
         raise SettingError(
             f"dataset.validation leaves nothing of {len(validation)} pairs to train on; lower it, or make more prompts "
-            "(sizes)."
+            "(dataset.prompts, dataset.prompts_per_attribute)."
         )
     if not train:
         raise SettingError("the data set is empty: there is no pair to train on.")
@@ -98,6 +99,15 @@ def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: Tra
             f"training.validate_every={settings.validate_every} but there is no validation pair; raise "
             "dataset.validation, or set training.validate_every=0."
         )
+
+
+def rate_of(settings: TrainingSettings, system: CompoundSystem, name: str) -> float:
+    """A component's learning rate: its own, that of components that draw no final variable, or the general one."""
+    if name in settings.learning_rates:
+        return settings.learning_rates[name]
+    draws_final = any(name in variable.components for variable in system.graph.finals)
+    own = None if draws_final else settings.intermediate_learning_rate
+    return settings.learning_rate if own is None else own
 
 
 @dataclass
@@ -157,12 +167,11 @@ class Trainer:
         )
 
     def _groups(self) -> list[dict[str, Any]]:
-        rates = self.settings.learning_rates
         groups = []
         for name, component in self.system.components.items():
             parameters = [p for p in component.parameters() if p.requires_grad]
             if parameters:
-                groups.append({"params": parameters, "lr": rates.get(name, self.settings.learning_rate), "name": name})
+                groups.append({"params": parameters, "lr": rate_of(self.settings, self.system, name), "name": name})
         return groups
 
     # ---- the loop ------------------------------------------------------------------------------------------------
