@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sysdpo.cli import CONFIG
 from sysdpo.graph import SystemGraph
+from sysdpo.paths import CONF
 
 MARKS = ("<!-- systems -->", "<!-- /systems -->")
 HEADING = """<details>
@@ -33,7 +33,7 @@ prompt's `user` may be a list of templates, of which each variable is asked with
 
 def block() -> str:
     """Heading, and for each system its name, what its file's first comment says, and the graph."""
-    sections = [_section(path) for path in sorted((CONFIG / "system").glob("*.yaml"))]
+    sections = [_section(path) for path in sorted((CONF / "system").glob("*.yaml"))]
     return "\n\n".join([HEADING, *sections, "</details>"])
 
 
@@ -56,7 +56,7 @@ def _first_comment(path: Path) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, nargs="?", default=CONFIG.parent / "README.md", help="default: the README")
+    parser.add_argument("file", type=Path, nargs="?", default=CONF.parent / "README.md", help="default: the README")
     file = parser.parse_args().file
     text = file.read_text(encoding="utf-8")
     if [text.count(mark) for mark in MARKS] != [1, 1]:

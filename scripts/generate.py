@@ -3,12 +3,12 @@
 import sys
 from functools import partial
 
-from sysdpo.cli import as_text, command
+from sysdpo.cli.command import as_text, command
 
 
 @partial(command, config_name="generate")
 def main(config):  # type: ignore[no-untyped-def]
-    from sysdpo.demo import demonstrate
+    from sysdpo.experiment.demo import demonstrate
 
     print(demonstrate(config))
 

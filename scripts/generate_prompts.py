@@ -12,11 +12,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sysdpo.data.generated_prompts import STYLES, Collection, cost, generate_prompts, make_slots, plan_requests
-from sysdpo.data.progression_prompts import NOUNS
+from sysdpo.cli.failures import one_line
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.endpoint import ChatEndpoint
-from sysdpo.failures import one_line
+from sysdpo.tasks.progression.generated_prompts import (
+    STYLES,
+    Collection,
+    cost,
+    generate_prompts,
+    make_slots,
+    plan_requests,
+)
+from sysdpo.tasks.progression.prompts import NOUNS
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

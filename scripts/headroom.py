@@ -3,12 +3,12 @@
 import sys
 from functools import partial
 
-from sysdpo.cli import as_text, command
+from sysdpo.cli.command import as_text, command
 
 
 @partial(command, config_name="headroom")
 def main(config):  # type: ignore[no-untyped-def]
-    from sysdpo.headroom import headroom
+    from sysdpo.experiment.headroom import headroom
 
     print(headroom(config))
 

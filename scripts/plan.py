@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from sysdpo.cli import command
+from sysdpo.cli.command import command
 
 
 @partial(command, config_name="plan")

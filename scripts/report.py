@@ -1,6 +1,7 @@
 """The table, the figures and the page of the runs that exist: python scripts/report.py experiment=table2"""
 
-from sysdpo.cli import CONFIG, command
+from sysdpo.cli.command import command
+from sysdpo.paths import CONF
 
 
 @command
@@ -11,7 +12,7 @@ def main(config):  # type: ignore[no-untyped-def]
     from sysdpo.reporting.page import write_report
 
     resolved = OmegaConf.to_container(config, resolve=True)
-    print(write_report(resolved, CONFIG / "method", tuple(HydraConfig.get().overrides.task)))
+    print(write_report(resolved, CONF / "method", tuple(HydraConfig.get().overrides.task)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from sysdpo.cli import command
+from sysdpo.cli.command import command
 
 
 @partial(command, config_name="theory")
@@ -11,7 +11,7 @@ def main(config):  # type: ignore[no-untyped-def]
 
     from omegaconf import OmegaConf
 
-    from sysdpo.theory import TheorySettings, run_theory
+    from sysdpo.tasks.theory import TheorySettings, run_theory
 
     settings = OmegaConf.to_container(config, resolve=True)
     folder = Path(settings.pop("outputs")) / "theory" / "report"

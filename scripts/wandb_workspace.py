@@ -1,13 +1,13 @@
 """Save a ready W&B workspace for an experiment's runs: python scripts/wandb_workspace.py experiment=table2"""
 
-from sysdpo.cli import command
+from sysdpo.cli.command import command
 
 
 @command
 def main(config):  # type: ignore[no-untyped-def]
     import os
 
-    from sysdpo.reporting.wandb_workspace import save_workspace
+    from sysdpo.runs.wandb_workspace import save_workspace
 
     titles = config.get("metric_titles") or {}
     metrics = {name: titles.get(name, name) for name in config.metrics}

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from sysdpo.components.captions import even_captions
-from sysdpo.components.diffusion import Diffusion
-from sysdpo.components.pretrained_diffusion import build_diffusion
-from sysdpo.components.tool import Tool
+from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.image.pretrained import build_diffusion
+from sysdpo.components.tools.captions import even_captions
+from sysdpo.components.tools.tool import Tool
 from sysdpo.graph import SystemGraph
 from sysdpo.system import CompoundSystem, Pair
 from tests.systems import make_tiny

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from sysdpo.components.language_model import LanguageModel, build_language_model
-from sysdpo.components.tool import Tool
+from sysdpo.components.text.language_model import LanguageModel, build_language_model
+from sysdpo.components.tools.tool import Tool
 from sysdpo.graph import SystemGraph
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.system import CompoundSystem, Pair

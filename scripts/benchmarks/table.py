@@ -8,7 +8,7 @@ a batch by each component, and writes `<experiment>_<scale>_<device>.json` into 
 
 from functools import partial
 
-from sysdpo.cli import command
+from sysdpo.cli.command import command
 
 
 @partial(command, config_name="benchmark")
@@ -19,7 +19,7 @@ def main(config):  # type: ignore[no-untyped-def]
 
     from sysdpo.planning.benchmark import benchmark
     from sysdpo.planning.figures import render
-    from sysdpo.reporting.runs import write_json
+    from sysdpo.runs.folder import write_json
 
     result = {"overrides": list(HydraConfig.get().overrides.task), **benchmark(config)}
     device = result["device"].lower().replace(" ", "-")

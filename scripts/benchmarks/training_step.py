@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from sysdpo.cli import prepare_environment
-from sysdpo.components.language_model import LanguageModel, build_language_model
+from sysdpo.cli.command import prepare_environment
+from sysdpo.components.text.language_model import LanguageModel, build_language_model
 from sysdpo.graph import SystemGraph
-from sysdpo.objectives import preference_loss
-from sysdpo.reporting.runs import environment
+from sysdpo.losses import preference_loss
+from sysdpo.runs.folder import environment
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.preference import Direct
+from sysdpo.training.objectives import Direct
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BETA, RATE = 0.1, 1e-4

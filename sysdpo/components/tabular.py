@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
-from sysdpo.components.table import draw_values
+from sysdpo.components.drawing import draw_values
 from sysdpo.errors import SettingError, nearest
 
 

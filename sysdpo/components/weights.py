@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sysdpo.errors import SettingError
+from sysdpo.paths import ASSETS
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ and `make plan` need nothing else."""
 def architecture_folder(pretrained: str) -> Path | None:
     """The folder of a hub model's configs that ships with this project; None if there is none."""
     name = ARCHITECTURES.get(pretrained)
-    return Path(__file__).resolve().parent.parent / "assets" / "architectures" / name if name else None
+    return ASSETS / "architectures" / name if name else None
 
 
 def cache_folder() -> Path:

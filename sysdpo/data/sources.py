@@ -7,20 +7,17 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import disable_progress_bars
 
-from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, Row, fetch_rows, make_pairs, read_rows
-from sysdpo.data.storage import made_once, save_rows
-from sysdpo.data.verifiable import make_instructions
+from sysdpo.data.storage import save_rows
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.oracle import score
 from sysdpo.progress import progress
-from sysdpo.reporting.runs import read_jsonl, write_jsonl
+from sysdpo.runs.folder import read_jsonl, write_jsonl
 from sysdpo.system import CompoundSystem, Pair
 
 disable_progress_bars()
@@ -89,76 +86,6 @@ def split(
     return PreferenceData(order[stop:], order[held:stop], rows)
 
 
-@dataclass(frozen=True)
-class VerifiableInstructions:
-    """Instructions whose answers a rule can score; pairs are samples of the untrained system ranked by that score.
-
-    Args:
-        prompts: training prompts; evaluation_prompts share no content word with them.
-        samples: drawn from the untrained system for each training prompt; evaluation_samples likewise, of which the
-            best is the evaluation prompt's `chosen` answer.
-        min_gap: pairs whose scores differ by no more are dropped; 0 drops ties only.
-        pairs_per_prompt: the widest gaps are kept.
-        validation: pairs held out to stop training by; their prompts are not trained on.
-        batch_size: samples drawn at a time.
-        seed: of prompts and samples.
-    """
-
-    prompts: int
-    evaluation_prompts: int = 193
-    samples: int = 4
-    evaluation_samples: int = 4
-    min_gap: float = 0.0
-    pairs_per_prompt: int = 1
-    validation: int = 0
-    batch_size: int = 64
-    seed: int = 0
-
-    def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
-        final = _only_final(system)
-        with made_once(folder, folder / "card.json") as missing:
-            if missing:
-                self._build(system, final, folder)
-        train_rows, evaluation = read_rows(folder / "train"), read_rows(folder / "evaluation")
-        pairs = make_pairs(train_rows, system.graph, needs_intermediates=needs_intermediates)
-        held, kept = hold_out(pairs, self.validation)
-        return PreferenceData(kept, held, evaluation)
-
-    def _build(self, system: CompoundSystem, final: str, folder: Path) -> None:
-        train = make_instructions("train", self.prompts, self.seed)
-        evaluation = make_instructions("evaluation", self.evaluation_prompts, self.seed)
-        drawn = draw_samples(system, train, self.samples, self.seed, self.batch_size, folder / "train.partial.jsonl")
-        drawn_evaluation = draw_samples(
-            system,
-            evaluation,
-            self.evaluation_samples,
-            self.seed + 1,
-            self.batch_size,
-            folder / "evaluation.partial.jsonl",
-        )
-        pairs = []
-        for row, samples in zip(train, drawn, strict=True):
-            scores = [score(row["oracle"], s[final]) for s in samples]
-            for i, j in ranked_pairs(scores, self.min_gap, self.pairs_per_prompt):
-                pairs.append(
-                    {
-                        **row,
-                        "chosen": samples[i],
-                        "rejected": samples[j],
-                        "chosen_score": scores[i],
-                        "rejected_score": scores[j],
-                    }
-                )
-        if not pairs:
-            raise SettingError("dataset: no two samples of any prompt differ in score; raise dataset.prompts.")
-        judged = []
-        for row, samples in zip(evaluation, drawn_evaluation, strict=True):
-            scores = [score(row["oracle"], s[final]) for s in samples]
-            best = max(range(len(samples)), key=scores.__getitem__)
-            judged.append({**row, "chosen": samples[best], "chosen_score": scores[best]})
-        _store(folder, {"train": pairs, "evaluation": judged}, asdict(self))
-
-
 def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[Pair]]:
     """(held out, kept): at least `validation` pairs, with all pairs of their prompts.
 
@@ -173,15 +100,6 @@ def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[P
         held = [p for p in pairs if repr(p.inputs) in chosen]
     indices = {p.index for p in held}
     return held, [p for p in pairs if p.index not in indices]
-
-
-def _only_final(system: CompoundSystem) -> str:
-    if len(system.graph.finals) != 1:
-        raise SettingError(
-            "dataset=verifiable scores one text, but the system has "
-            f"{len(system.graph.finals)} final variables; use dataset=jsonl."
-        )
-    return system.graph.finals[0].name
 
 
 def draw_samples(
@@ -209,7 +127,7 @@ def draw_samples(
     return [done[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
-def _store(folder: Path, parts: Mapping[str, list[Row]], card: Mapping[str, Any]) -> None:
+def store(folder: Path, parts: Mapping[str, list[Row]], card: Mapping[str, Any]) -> None:
     for name, rows in parts.items():
         save_rows(rows, folder / name)
     # written last: its presence means that the set is whole

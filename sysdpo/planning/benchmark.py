@@ -15,10 +15,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.components.base import Component
-from sysdpo.components.diffusion import Diffusion
-from sysdpo.components.language_model import LanguageModel
+from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.errors import SettingError, check_count
-from sysdpo.experiment import build_system, check_models, device_name, training_settings
+from sysdpo.experiment.build import build_system, device_name, training_settings
+from sysdpo.experiment.downloads import check_models
 from sysdpo.planning import cost
 from sysdpo.planning.estimate import begin_plan, check_plan
 from sysdpo.planning.figures import Figures, both
@@ -26,11 +27,11 @@ from sysdpo.planning.gauge import Memory, timed
 from sysdpo.planning.made_up import MadeUp
 from sysdpo.planning.phases import Phases, count
 from sysdpo.planning.plan import GENERATOR, Phase, Plan
-from sysdpo.reporting.runs import environment, read_jsonl
+from sysdpo.runs.folder import environment, read_jsonl
 from sysdpo.system import CompoundSystem
 from sysdpo.training.checkpoints import save_components
 from sysdpo.training.loop import Trainer, check_training
-from sysdpo.training.preference import Sampling
+from sysdpo.training.objectives import Sampling
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sysdpo.components.language_model import LanguageModel
+from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.planning.plan import ADAM_BYTES, GENERATOR, Plan
 from sysdpo.planning.sizes import evaluation_rows, training_prompts
 from sysdpo.system import CompoundSystem

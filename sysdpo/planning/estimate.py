@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.errors import SettingError
-from sysdpo.experiment import build_system
+from sysdpo.experiment.build import build_system
 from sysdpo.planning import cost
 from sysdpo.planning.hardware import gpu
 from sysdpo.planning.missing import missing

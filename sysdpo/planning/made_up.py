@@ -1,21 +1,20 @@
 """Made-up values of known lengths for every variable of a system: rows to measure on, no data set needed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import sysdpo
-from sysdpo.components.diffusion import Diffusion
-from sysdpo.components.language_model import LanguageModel
-from sysdpo.components.text import TextCodec
+from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.text.codec import TextCodec
+from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.errors import SettingError
 from sysdpo.graph import Variable
+from sysdpo.paths import ASSETS
 from sysdpo.system import CompoundSystem, Pair
 
-PASSAGE = Path(sysdpo.__file__).parent / "assets" / "passages" / "nature.txt"
+PASSAGE = ASSETS / "passages" / "nature.txt"
 CHARACTERS_PER_TOKEN = 12  # more than any tokenizer's mean
 
 

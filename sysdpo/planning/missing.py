@@ -9,7 +9,7 @@ from huggingface_hub import constants, get_token
 from omegaconf import DictConfig
 
 from sysdpo.components.hub import is_cached
-from sysdpo.experiment import evaluation_models, hub_data, hub_models
+from sysdpo.experiment.downloads import evaluation_models, hub_data, hub_models
 from sysdpo.planning.cost import judge_of
 
 
@@ -32,5 +32,7 @@ def missing(config: DictConfig, content: Mapping[str, Any]) -> list[str]:
     for key in ("folder", "checkpoint"):
         value = scorer.get(key)
         if isinstance(value, str) and (value == "???" or not Path(value).expanduser().exists()):
-            lacks.append(f"scorer.{key}: train it with scripts/train_transient.py, or choose scorer=clip_antonym")
+            lacks.append(
+                f"scorer.{key}: train it with scripts/assets/train_transient.py, or choose scorer=clip_antonym"
+            )
     return lacks

@@ -8,9 +8,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from sysdpo.components.base import Component
-from sysdpo.components.diffusion import Diffusion
-from sysdpo.components.language_model import HEAD_CHUNK, LanguageModel
-from sysdpo.experiment import training_settings
+from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.text.language_model import HEAD_CHUNK, LanguageModel
+from sysdpo.experiment.build import training_settings
 from sysdpo.graph import Variable
 from sysdpo.planning.plan import GENERATOR, Part, Phase, Plan
 from sysdpo.planning.probes import Step, Texts, decoding, drawing, frozen_copies, parts, training_step

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sysdpo.components.base import Component
-from sysdpo.components.conditioning import Clip
-from sysdpo.components.diffusion import Diffusion
-from sysdpo.components.images import Autoencoder
-from sysdpo.components.language_model import LanguageModel
-from sysdpo.components.packing import Completion
-from sysdpo.objectives import denoising_log_ratio, direct_margin, preference_loss, sampling_margin
+from sysdpo.components.image.conditioning import Clip
+from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.image.pixels import Autoencoder
+from sysdpo.components.text.language_model import LanguageModel
+from sysdpo.components.text.packing import Completion
+from sysdpo.losses import denoising_log_ratio, direct_margin, preference_loss, sampling_margin
 from sysdpo.planning.meter import Meter, as_shapes, shapes
 from sysdpo.sampling.decoding import next_token_logits
 from sysdpo.system import CompoundSystem

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sysdpo.evaluation.scorers.scene import STATISTICS
-from sysdpo.evaluation.scorers.transient import ATTRIBUTES
+from sysdpo.tasks.progression.scorers.scene import STATISTICS
+from sysdpo.tasks.progression.scorers.transient import ATTRIBUTES
 
 ORCA_ROWS = 12_859  # of Intel/orca_dpo_pairs, of which a share is held out
 OF_SCENES = ("SceneScorer", "shipped_scene_regressor")

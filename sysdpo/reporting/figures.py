@@ -17,9 +17,9 @@ from matplotlib.ticker import MaxNLocator
 
 from sysdpo.errors import SettingError
 from sysdpo.reporting.pooling import pool, variables
-from sysdpo.reporting.runs import RunFolder
 from sysdpo.reporting.sheets import draw_sheet, sequence_lines
 from sysdpo.reporting.tables import Row, Table
+from sysdpo.runs.folder import RunFolder
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, without the two that vanish on white or black
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

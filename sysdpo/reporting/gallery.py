@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from sysdpo.reporting.pooling import row_numbers, variables
-from sysdpo.reporting.runs import RunFolder
 from sysdpo.reporting.tables import Row, Table, decimals
+from sysdpo.runs.folder import RunFolder
 
 SHOWN = 8  # evaluation rows
 LARGEST = 512  # pixels of a shown image's longer side

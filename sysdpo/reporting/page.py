@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sysdpo.paths import ASSETS
 from sysdpo.reporting.figures import INK, Drawn, Figure, draw_figures
 from sysdpo.reporting.gallery import gallery, text
 from sysdpo.reporting.tables import (
@@ -21,7 +22,7 @@ from sysdpo.reporting.tables import (
     write_table,
 )
 
-STYLE = Path(__file__).resolve().parent.parent / "assets" / "report.css"
+STYLE = ASSETS / "report.css"
 
 
 def write_report(config: Mapping[str, Any], method_folder: Path, overrides: Sequence[str] = ()) -> str:

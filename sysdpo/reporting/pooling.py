@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sysdpo.reporting.runs import RunFolder
+from sysdpo.runs.folder import RunFolder
 
 Numbers = NDArray[np.float64]
 

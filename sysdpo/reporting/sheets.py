@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from sysdpo.reporting.runs import RunFolder
 from sysdpo.reporting.tables import Row
+from sysdpo.runs.folder import RunFolder
 
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "sheet", "font.size": 8}
 CELL = 4.6  # inches

@@ -22,7 +22,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from sysdpo.reporting.figures import COLOURS, INK, MARKERS, save, style
 from sysdpo.reporting.pooling import Cell, figure, pool
-from sysdpo.reporting.runs import RunFolder
+from sysdpo.runs.folder import RunFolder
 
 MAX_FACETS = 9
 """More heat maps than this are one: the mean over the settings that would tell them apart."""

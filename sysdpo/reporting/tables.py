@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from sysdpo.errors import SettingError
 from sysdpo.reporting.pooling import Cell, pool
-from sysdpo.reporting.runs import RunFolder, find_runs, write_json
+from sysdpo.runs.folder import RunFolder, find_runs, write_json
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sysdpo.errors import SettingError, check_count, nearest
-from sysdpo.objectives import Link, preference_loss
+from sysdpo.losses import Link, preference_loss
 from sysdpo.progress import bar
-from sysdpo.reporting.runs import read_jsonl, write_jsonl
+from sysdpo.runs.folder import read_jsonl, write_jsonl
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
-from sysdpo.training.preference import Comparison, Preference
+from sysdpo.training.objectives import Comparison, Preference
 
 COUNTS = {
     "steps": 1,

@@ -15,10 +15,10 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from sysdpo.components.language_model import LanguageModel
+from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.errors import SettingError
 from sysdpo.progress import bar
-from sysdpo.reporting.runs import read_jsonl, write_jsonl
+from sysdpo.runs.folder import read_jsonl, write_jsonl
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
 

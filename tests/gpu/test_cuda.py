@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sysdpo.training.preference import Direct
+from sysdpo.training.objectives import Direct
 from tests.image_systems import make_image_pairs, make_llm_diffusion
 from tests.systems import make_pairs_for, make_two_llm, perturb
 

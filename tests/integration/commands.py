@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sysdpo.cli import command
+from sysdpo.cli.command import command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -19,7 +19,7 @@ def train_in_process(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> i
     """`scripts/train.py` with these arguments; returns the exit status."""
 
     def task(config: Any) -> None:
-        from sysdpo.experiment import run
+        from sysdpo.experiment.run import run
 
         run(config)
 

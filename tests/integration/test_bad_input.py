@@ -9,7 +9,7 @@ import pytest
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from sysdpo.failures import explain
+from sysdpo.cli.failures import explain
 from tests.integration.commands import start, train_in_process
 
 ROW = {"x": "q", "chosen": {"y": "d", "z": "good"}, "rejected": {"y": "e", "z": "bad"}}

@@ -11,10 +11,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from sysdpo.cli import as_text, command
-from sysdpo.demo import demonstrate, load_run
-from sysdpo.experiment import build_system
-from sysdpo.reporting.runs import RunFolder
+from sysdpo.cli.command import as_text, command
+from sysdpo.experiment.build import build_system
+from sysdpo.experiment.demo import demonstrate, load_run
+from sysdpo.runs.folder import RunFolder
 from tests.integration.commands import train_in_process
 
 QUESTION = "Name {three} rivers, it's \\ easy: a=b"

@@ -12,12 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sysdpo.cli import CONFIG
-from sysdpo.components.language_model import build_language_model
-from sysdpo.components.pretrained_diffusion import build_diffusion
-from sysdpo.components.text import byte_tokenizer
+from sysdpo.components.image.pretrained import build_diffusion
+from sysdpo.components.text.codec import byte_tokenizer
+from sysdpo.components.text.language_model import build_language_model
 from sysdpo.components.weights import architecture_folder
-from sysdpo.experiment import build_system
+from sysdpo.experiment.build import build_system
+from sysdpo.paths import CONF
 from sysdpo.planning.probes import parts
 from sysdpo.training.loop import Trainer
 from tests.image_systems import make_diffusion
@@ -223,7 +223,7 @@ def measured(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def check_figures(result: dict[str, Any], overrides: list[str]) -> None:
     """Counts are those of the system itself, built apart; a plan's memory stands beside every peak."""
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         system = build_system(compose("config", overrides))
     for name, found in result["components"].items():
         networks = parts(system.component(name)).values()

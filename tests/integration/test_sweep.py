@@ -81,7 +81,7 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyt
 FOREVER = """
 import os, time
 from pathlib import Path
-from sysdpo.cli import command
+from sysdpo.cli.command import command
 
 @command
 def main(config):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sysdpo.cli import explain
+from sysdpo.cli.command import explain
 from sysdpo.errors import SettingError
-from sysdpo.experiment import run
+from sysdpo.experiment.run import run
 from tests.composed import TEXT_SYSTEMS, build, compose_system
 from tests.integration.commands import train_in_process
 from tests.systems import make_pairs_for

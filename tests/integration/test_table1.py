@@ -10,9 +10,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from sysdpo.cli import CONFIG
 from sysdpo.errors import SettingError
-from sysdpo.headroom import headroom
+from sysdpo.experiment.headroom import headroom
+from sysdpo.paths import CONF
 from sysdpo.reporting.page import write_report
 from tests.integration.commands import start, train_in_process
 
@@ -72,9 +72,9 @@ def test_the_curve_starts_before_training_and_losses_at_ln_2(table: Path) -> Non
 
 
 def test_the_experiment_s_figures_are_drawn_from_its_runs(table: Path) -> None:
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", ["experiment=table1", "scale=smoke", f"outputs={table.parent.parent}"])
-    printed = write_report(OmegaConf.to_container(config, resolve=True), CONFIG / "method")
+    printed = write_report(OmegaConf.to_container(config, resolve=True), CONF / "method")
     assert "not drawn" not in printed
     said = r"figure_6\.svg  Figure 6 of the paper: order consistency over training; one seed.*; 12 evaluation rows"
     assert re.search(said, printed)
@@ -102,7 +102,7 @@ def test_sampling_is_refused_in_one_line(
 
 
 def ask(**settings: Any) -> str:
-    return headroom(OmegaConf.merge(OmegaConf.load(CONFIG / "headroom.yaml"), settings))
+    return headroom(OmegaConf.merge(OmegaConf.load(CONF / "headroom.yaml"), settings))
 
 
 def test_pictures_are_redrawn_while_captions_stay(table: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from sysdpo.components import diffusion as module
-from sysdpo.components.denoising import Bound
-from sysdpo.components.diffusion import Diffusion
-from sysdpo.objectives import preference_loss
-from sysdpo.training.preference import Direct
+from sysdpo.components.image import diffusion as module
+from sysdpo.components.image.denoising import Bound
+from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.losses import preference_loss
+from sysdpo.training.objectives import Direct
 from tests.image_systems import LORA, image, make_diffusion, make_image_pairs, make_llm_diffusion
 from tests.systems import perturb
 

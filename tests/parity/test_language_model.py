@@ -11,9 +11,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sysdpo.components.language_model import LanguageModel
-from sysdpo.components.pretrained import load_causal_lm
-from sysdpo.components.text import Prompt, TextCodec, byte_tokenizer
+from sysdpo.components.text.codec import Prompt, TextCodec, byte_tokenizer
+from sysdpo.components.text.language_model import LanguageModel
+from sysdpo.components.text.pretrained import load_causal_lm
 from sysdpo.errors import SettingError
 from tests.systems import ARCHITECTURE, make_tiny, perturb
 
@@ -83,7 +83,7 @@ def test_a_head_in_chunks_gives_the_same_values_and_gradients(monkeypatch: pytes
     perturb(component)
     whole = component.log_prob(VALUES, PARENTS)
     expected = gradients(component, whole)
-    monkeypatch.setattr("sysdpo.components.language_model.HEAD_CHUNK", 3)
+    monkeypatch.setattr("sysdpo.components.text.language_model.HEAD_CHUNK", 3)
     chunked = component.log_prob(VALUES, PARENTS)
     assert torch.allclose(chunked, whole, atol=1e-6)
     for name, gradient in gradients(component, chunked).items():
@@ -170,7 +170,7 @@ class TestReference:
     def test_forgetting_when_the_memory_is_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
         component = make_tiny()
         expected = component.reference_log_prob(VALUES, PARENTS)
-        monkeypatch.setattr("sysdpo.components.language_model.MEMORY_LIMIT", 1)
+        monkeypatch.setattr("sysdpo.components.text.language_model.MEMORY_LIMIT", 1)
         for _ in range(2):
             assert torch.allclose(component.reference_log_prob(VALUES, PARENTS), expected, atol=1e-6)
 

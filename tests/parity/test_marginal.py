@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sysdpo.components.tabular import Tabular
 from sysdpo.graph import SystemGraph
-from sysdpo.objectives import sampling_margin
+from sysdpo.losses import sampling_margin
 from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.preference import Sampling
+from sysdpo.training.objectives import Sampling
 from tests.systems import perturb
 
 X, Y, W, Z = ["p", "q", "r"], ["a", "b", "c", "d"], [0, 1, 2], ["win", "lose", "draw"]

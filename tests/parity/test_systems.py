@@ -14,17 +14,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sysdpo.components import diffusion as diffusion_module
-from sysdpo.components.choice import Choice
-from sysdpo.components.diffusion import Diffusion
-from sysdpo.components.language_model import LanguageModel
-from sysdpo.components.tool import Tool
-from sysdpo.experiment import build_system
-from sysdpo.objectives import preference_loss
+from sysdpo.components.image import diffusion as diffusion_module
+from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.text.choice import Choice
+from sysdpo.components.text.language_model import LanguageModel
+from sysdpo.components.tools.tool import Tool
+from sysdpo.experiment.build import build_system
+from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.preference import Direct, Sampling
+from sysdpo.training.objectives import Direct, Sampling
 from tests.composed import SYSTEMS, TEXT_SYSTEMS, compose_system
 from tests.systems import make_pairs_for, perturb
 

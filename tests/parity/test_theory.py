@@ -11,7 +11,7 @@ import torch
 
 from sysdpo.errors import SettingError
 from sysdpo.reporting.theory import write_theory_report
-from sysdpo.theory import (
+from sysdpo.tasks.theory import (
     DRAFTS,
     WEIGHTS,
     TheorySettings,
@@ -30,7 +30,7 @@ from sysdpo.theory import (
     system_preferences,
     two_stages,
 )
-from sysdpo.training.preference import Direct
+from sysdpo.training.objectives import Direct
 
 
 def test_the_data_set_is_the_oracles_exact_expectation() -> None:

@@ -11,15 +11,15 @@ from peft import PeftModel
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
-from sysdpo.components.language_model import LanguageModel
+from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
-from sysdpo.objectives import preference_loss
+from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings, measure
-from sysdpo.training.preference import Direct, Sampling
+from sysdpo.training.objectives import Direct, Sampling
 from sysdpo.training.separate import _Record, train_separately
 from tests.systems import make_pairs_for, make_tiny, make_two_llm
 

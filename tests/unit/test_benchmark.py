@@ -7,9 +7,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sysdpo.cli import CONFIG
-from sysdpo.components.text import byte_tokenizer
+from sysdpo.components.text.codec import byte_tokenizer
 from sysdpo.errors import SettingError
+from sysdpo.paths import CONF
 from sysdpo.planning.benchmark import benchmark
 from sysdpo.planning.gauge import FORGET, Memory
 from sysdpo.planning.made_up import MadeUp
@@ -17,7 +17,7 @@ from tests.composed import SYSTEMS, build
 
 
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("benchmark", ["scale=smoke", "device=cpu", *overrides])
 
 

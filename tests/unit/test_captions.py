@@ -2,8 +2,8 @@
 
 import pytest
 
-from sysdpo.components.captions import even_captions, numbered_captions
-from sysdpo.components.text import Prompt, TextCodec, byte_tokenizer
+from sysdpo.components.text.codec import Prompt, TextCodec, byte_tokenizer
+from sysdpo.components.tools.captions import even_captions, numbered_captions
 
 THREE = ["A lake with no snow.", "A lake with some snow.", "A lake with heavy snow."]
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from sysdpo.components.choice import Choice
 from sysdpo.components.tabular import Tabular
-from sysdpo.components.text import Prompt
-from sysdpo.components.tool import Tool
+from sysdpo.components.text.choice import Choice
+from sysdpo.components.text.codec import Prompt
+from sysdpo.components.tools.tool import Tool
 from sysdpo.data.records import make_pairs
 from sysdpo.errors import SettingError
 from sysdpo.graph import GraphError, SystemGraph
@@ -19,7 +19,7 @@ from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
-from sysdpo.training.preference import Direct, Sampling
+from sysdpo.training.objectives import Direct, Sampling
 from sysdpo.training.separate import train_separately
 from tests.systems import make_tiny, perturb
 

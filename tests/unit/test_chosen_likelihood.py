@@ -10,7 +10,7 @@ from sysdpo.errors import SettingError
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.training.loop import Trainer, TrainingSettings
-from sysdpo.training.preference import Direct, Sampling
+from sysdpo.training.objectives import Direct, Sampling
 from tests.image_systems import make_image_pairs, make_llm_diffusion
 from tests.systems import make_pairs_for, make_two_llm, perturb
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sysdpo.data.generated_prompts import Collection, Slot, fingerprint, is_valid, make_slots, parse
-from sysdpo.data.progression_prompts import read_prompts
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.endpoint import MalformedAnswerError
+from sysdpo.tasks.progression.generated_prompts import Collection, Slot, fingerprint, is_valid, make_slots, parse
+from sysdpo.tasks.progression.prompts import read_prompts
 from tests.integration.test_judge_endpoint import KEY, Handler, Server, status
 
 ROOT = Path(__file__).resolve().parents[2]

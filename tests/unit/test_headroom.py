@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sysdpo.headroom import between_rows
+from sysdpo.experiment.headroom import between_rows
 
 
 def test_rows_that_never_vary_hold_all_of_the_variance() -> None:

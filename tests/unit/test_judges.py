@@ -22,14 +22,14 @@ from transformers import (
 )
 
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.judges import oracle
 from sysdpo.evaluation.judges.alpaca_eval import AlpacaEvalJudge
 from sysdpo.evaluation.judges.base import Judge
 from sysdpo.evaluation.judges.cache import AnnotationCache
 from sysdpo.evaluation.judges.endpoint import ChatEndpoint, _retry_after
-from sysdpo.evaluation.judges.oracle import OracleJudge
 from sysdpo.evaluation.judges.reward_model import RewardModelJudge
 from sysdpo.evaluation.win_rate import is_swapped
+from sysdpo.tasks.verifiable import judge as oracle
+from sysdpo.tasks.verifiable.judge import OracleJudge
 
 CONF = Path(__file__).parents[2] / "conf" / "judge"
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sysdpo.objectives import denoising_log_ratio, direct_margin, preference_loss, sampling_margin
+from sysdpo.losses import denoising_log_ratio, direct_margin, preference_loss, sampling_margin
 
 LN2 = math.log(2)
 

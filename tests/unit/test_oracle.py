@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import pytest
 
-from sysdpo.data.verifiable import FAMILIES, PHRASINGS, POOLS
-from sysdpo.data.verifiable.families import oracle
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.checks import CHECKS
-from sysdpo.evaluation.oracle import explain, score
+from sysdpo.tasks.verifiable.checks import CHECKS
+from sysdpo.tasks.verifiable.families import oracle
+from sysdpo.tasks.verifiable.instructions import FAMILIES, PHRASINGS, POOLS
+from sysdpo.tasks.verifiable.score import explain, score
 
 # Fewer people and places, so that a random draw meets the prompts below.
 POOL = replace(

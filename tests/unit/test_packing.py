@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sysdpo.components.packing import Completion, pack
-from sysdpo.components.text import Prompt, TextCodec, byte_tokenizer
+from sysdpo.components.text.codec import Prompt, TextCodec, byte_tokenizer
+from sysdpo.components.text.packing import Completion, pack
 from sysdpo.errors import SettingError
 
 FIRST = Completion((7, 8), (1, 2, 3))

@@ -24,7 +24,8 @@ from sysdpo.components.weights import ARCHITECTURES, architecture_folder
 from sysdpo.data.records import make_pairs, read_rows
 from sysdpo.data.sources import Recorded, split
 from sysdpo.errors import SettingError
-from sysdpo.experiment import build_system, check_downloads, hub_models
+from sysdpo.experiment.build import build_system
+from sysdpo.experiment.downloads import check_downloads, hub_models
 from tests.systems import make_two_llm
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -177,7 +178,7 @@ def _refusal(cls: Any) -> Exception:
 def test_a_model_that_cannot_be_had_is_one_line_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, reason: str
 ) -> None:
-    from sysdpo.experiment import run
+    from sysdpo.experiment.run import run
 
     def refuse(self: HfApi, repository: str, **_: Any) -> None:
         raise error
@@ -188,7 +189,7 @@ def test_a_model_that_cannot_be_had_is_one_line_before_anything_is_loaded(
     check_available.cache_clear()
     monkeypatch.setattr(HfApi, "auth_check", refuse)
     monkeypatch.setattr("sysdpo.components.hub.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr("sysdpo.experiment.build_system", load)
+    monkeypatch.setattr("sysdpo.experiment.run.build_system", load)
     config = composed("experiment=table1", "scorer.folder=null", f"outputs={tmp_path}")
     with pytest.raises(SettingError) as caught:
         run(config)

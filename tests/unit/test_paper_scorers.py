@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from sysdpo.components.text import byte_tokenizer
+from sysdpo.components.text.codec import byte_tokenizer
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.reward_model import RewardModelJudge
-from sysdpo.evaluation.scorers.clip_antonym import MEAN, STD, ClipAntonym, build_clip_antonym
-from sysdpo.evaluation.scorers.transient import ATTRIBUTES, _check_levels, build_transient_resnet50, prepare
+from sysdpo.tasks.progression.scorers.clip_antonym import MEAN, STD, ClipAntonym, build_clip_antonym
+from sysdpo.tasks.progression.scorers.transient import ATTRIBUTES, _check_levels, build_transient_resnet50, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +84,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResNet50, Path]
 
 def test_the_published_layout_is_the_same_network(published: tuple[ResNet50, Path], monkeypatch: Any) -> None:
     model, path = published
-    monkeypatch.setattr("sysdpo.evaluation.scorers.transient._check_levels", lambda *_: None)
+    monkeypatch.setattr("sysdpo.tasks.progression.scorers.transient._check_levels", lambda *_: None)
     scorer = build_transient_resnet50(None, checkpoint=str(path))
     assert not scorer.model.training
     images = [torch.rand(3, 256, 256), torch.rand(3, 300, 280)]
@@ -142,7 +142,7 @@ TINY = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1
 
 
 def _script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "assets" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
 from sysdpo.errors import SettingError
-from sysdpo.experiment import build_system
-from sysdpo.objectives import preference_loss
+from sysdpo.experiment.build import build_system
+from sysdpo.losses import preference_loss
 from sysdpo.planning import cost
 from sysdpo.planning.estimate import make_plan, on_meta, render
 from sysdpo.planning.hardware import gpu
@@ -21,7 +21,7 @@ from sysdpo.planning.phases import count
 from sysdpo.planning.probes import Step, Texts, decoding, frozen_copies, parts, training_step
 from sysdpo.sampling.decoding import next_token_logits
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.preference import Direct
+from sysdpo.training.objectives import Direct
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WIDE = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.progression import order_consistency, preference_score
+from sysdpo.tasks.progression.preference_score import order_consistency, preference_score
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,22 @@ import torch
 from datasets import load_from_disk
 from PIL import Image
 
-from sysdpo.components.images import to_picture, to_pixels
-from sysdpo.data import progression, storage
-from sysdpo.data.progression import Progressions
-from sysdpo.data.progression_prompts import NOUNS, make_prompts
+from sysdpo.components.image.pixels import to_picture, to_pixels
+from sysdpo.data import storage
+from sysdpo.tasks.progression import source as progression
 from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, save_rows
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.measures import Progression
-from sysdpo.evaluation.sequences import score_sequences, strip
 from sysdpo.planning.probes import frozen_copies
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
+from sysdpo.tasks.progression.measure import Progression
+from sysdpo.tasks.progression.prompts import NOUNS, make_prompts
+from sysdpo.tasks.progression.sequences import score_sequences, strip
+from sysdpo.tasks.progression.source import Progressions
 from sysdpo.training.loop import TrainingSettings, check_pairs
-from sysdpo.training.preference import Direct, Sampling
+from sysdpo.training.objectives import Direct, Sampling
 from tests.image_systems import image, make_diffusion, make_image_pairs, make_llm_diffusion
 
 PLACES = ["beach", "lake", "field"]

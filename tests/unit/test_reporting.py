@@ -21,8 +21,8 @@ from sysdpo.reporting.figures import Drawn, curves, sweep_rows
 from sysdpo.reporting.gallery import text
 from sysdpo.reporting.page import render, write_report
 from sysdpo.reporting.pooling import Cell, row_numbers
-from sysdpo.reporting.runs import RunFolder, find_runs, read_jsonl
 from sysdpo.reporting.tables import Table, as_markdown, make_table, write_table
+from sysdpo.runs.folder import RunFolder, find_runs, read_jsonl
 
 GRAPH = {
     "question": {"role": "input"},

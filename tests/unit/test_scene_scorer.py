@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sysdpo.data.scenes import ATTRIBUTES, PLACES, render
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.scorers.regressor import SceneRegressor
-from sysdpo.evaluation.scorers.scene import SceneScorer, rank_correlation
+from sysdpo.tasks.progression.scenes import ATTRIBUTES, PLACES, render
+from sysdpo.tasks.progression.scorers.regressor import SceneRegressor
+from sysdpo.tasks.progression.scorers.scene import SceneScorer, rank_correlation
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "sysdpo" / "assets"
@@ -138,7 +138,7 @@ def test_shipped_regressor_reads_levels_it_was_not_trained_on():
 
 
 def test_the_trainer_writes_every_key_and_the_loader_needs_nothing_else(tmp_path, monkeypatch):
-    path = ROOT / "scripts" / "train_scene_regressor.py"
+    path = ROOT / "scripts" / "assets" / "train_scene_regressor.py"
     spec = importlib.util.spec_from_file_location("train_scene_regressor", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

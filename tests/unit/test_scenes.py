@@ -5,7 +5,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from sysdpo.data.scenes import (
+from sysdpo.errors import SettingError
+from sysdpo.tasks.progression.scenes import (
     ATTRIBUTES,
     GRADES,
     PLACES,
@@ -17,7 +18,6 @@ from sysdpo.data.scenes import (
     render,
     sample_caption,
 )
-from sysdpo.errors import SettingError
 
 # fmt: off
 PAPER_ATTRIBUTES = [

@@ -18,14 +18,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from sysdpo.cli import CONFIG, command
+from sysdpo.cli.command import command
+from sysdpo.cli.failures import explain
+from sysdpo.cli.multirun import Plan, plan
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
-from sysdpo.failures import explain
-from sysdpo.reporting.json_log import JsonLogger
-from sysdpo.reporting.runs import RunFolder, write_json
+from sysdpo.paths import CONF
 from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep, summarise
-from sysdpo.sweeps import Plan, plan
+from sysdpo.runs.folder import RunFolder, write_json
+from sysdpo.runs.json_log import JsonLogger
 from tests.unit.test_reporting import FIGURES, POOLED, PREFERENCES, write_run
 
 ROWS = ("method=prompted,sysdpo_sampling",)
@@ -329,11 +330,11 @@ def test_make_runs_jobs_side_by_side_unless_args_name_a_launcher(
 ) -> None:
     asked = ["make", "-n", target, *arguments]
     path = {"PATH": os.environ["PATH"]}  # nothing of a make that runs the tests
-    printed = subprocess.run(asked, cwd=CONFIG.parent, env=path, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(asked, cwd=CONF.parent, env=path, capture_output=True, text=True, check=True).stdout
     (line,) = [line for line in printed.splitlines() if "scripts/train.py" in line]
     _, _, flag, *overrides = shlex.split(line)
     assert flag == "-m"
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         found = compose("config", overrides, return_hydra_config=True).hydra.launcher
     assert found._target_.endswith(f".{launcher}")
     assert setting is None or found[setting[0]] == setting[1]
@@ -344,7 +345,7 @@ def test_make_runs_jobs_side_by_side_unless_args_name_a_launcher(
 
 def test_a_run_belongs_to_one_process(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "sysdpo_direct" / "seed=0")
-    hold = "import sys; from sysdpo.reporting.runs import RunFolder; from pathlib import Path\n"
+    hold = "import sys; from sysdpo.runs.folder import RunFolder; from pathlib import Path\n"
     hold += "with RunFolder(Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.scorers.transient import ATTRIBUTES
-from sysdpo.experiment import build_system
-from sysdpo.training.preference import Direct
+from sysdpo.experiment.build import build_system
+from sysdpo.tasks.progression.scorers.transient import ATTRIBUTES
+from sysdpo.training.objectives import Direct
 from tests.image_systems import CLIP, LLAMA, UNET, VAE, XL
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -82,7 +82,7 @@ def test_the_paper_s_classes_with_tiny_random_weights(tmp_path: Path) -> None:
 def test_the_forty_levels_are_held_in_their_range() -> None:
     scorer: Any = instantiate(
         {
-            "_target_": "sysdpo.evaluation.scorers.transient.build_transient_resnet50",
+            "_target_": "sysdpo.tasks.progression.scorers.transient.build_transient_resnet50",
             "_convert_": "all",
             "folder": None,
             "architecture": {"embedding_size": 4, "hidden_sizes": [4] * 4, "depths": [1] * 4, "layer_type": "basic"},

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from sysdpo.components.calculator import calculate
-from sysdpo.components.retrieval import Passages
-from sysdpo.components.tool import Tool
+from sysdpo.components.tools.calculator import calculate
+from sysdpo.components.tools.retrieval import Passages
+from sysdpo.components.tools.tool import Tool
 from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
-from sysdpo.objectives import preference_loss
+from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem
-from sysdpo.training.preference import Direct, Sampling
+from sysdpo.training.objectives import Direct, Sampling
 from tests.systems import WITH_TOOL, make_pairs_for, make_tiny, make_with_tool
 
 

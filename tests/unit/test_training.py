@@ -13,13 +13,13 @@ import torch
 from sysdpo.components.tabular import Tabular
 from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
-from sysdpo.objectives import preference_loss
+from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy, most_contrasting
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.loop import Trainer, TrainingSettings
-from sysdpo.training.preference import Comparison, Direct, Sampling
+from sysdpo.training.objectives import Comparison, Direct, Sampling
 from tests.systems import make_five_nodes, make_pairs_for, make_two_llm, make_with_tool, perturb
 
 SYSTEMS = {"two_llm": make_two_llm, "five_nodes": make_five_nodes, "with_tool": make_with_tool}

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from sysdpo.data.verifiable import FAMILIES, INSTRUCTION_WORDS, PHRASINGS, POOLS, Split, make_instructions
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.oracle import explain, score
+from sysdpo.tasks.verifiable.instructions import FAMILIES, INSTRUCTION_WORDS, PHRASINGS, POOLS, Split, make_instructions
+from sysdpo.tasks.verifiable.score import explain, score
 
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
 

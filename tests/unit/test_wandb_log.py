@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sysdpo.errors import SettingError
-from sysdpo.reporting.wandb_log import WandbLogger
+from sysdpo.runs.wandb_log import WandbLogger
 
 wandb = pytest.importorskip("wandb")
 wandb_internal = pytest.importorskip("wandb.proto.wandb_internal_pb2")
@@ -148,7 +148,7 @@ def test_a_run_that_goes_on_is_the_same_run_and_its_data_are_an_artifact(tmp_pat
 
 def test_the_workspace_shows_results_training_and_components(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb_workspaces")
-    from sysdpo.reporting.wandb_workspace import make_workspace, save_workspace
+    from sysdpo.runs.wandb_workspace import make_workspace, save_workspace
 
     spec = make_workspace("me", "p", "n", {"wr_chosen": "WR-Chosen"}, ["psi1", "psi2"])._to_model().model_dump_json()
     assert json.loads(spec)["entity"] == "me"

@@ -1,0 +1,100 @@
+"""How the bound on a diffusion model's log-ratio is estimated (eq. 15 to 17), and what is watched while it is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sysdpo.errors import SettingError
+from sysdpo.losses import Reduction
+
+Weighting = Literal["uniform", "exact"]
+BINS = 4
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The estimate T * w_t * (reference error - policy error), averaged over draws of (t, noise).
+
+    Args:
+        num_timesteps: T; None takes the scheduler's number of training steps.
+        strength: fixes beta * T at this number instead, as implementations of Diffusion-DPO do (2500 on a mean).
+        beta: the loss's, needed by `strength` and `describe` only.
+        reduction: of squared errors over C, h, w. The paper's norm is `sum`; beta must fit: see `describe`.
+        weighting: `uniform`: w_t = 1 on the error of what the UNet predicts (Wallace et al., 2023). `exact`: the
+            weight that makes each term a difference of Gaussian KLs, with the variance beta_t in the reverse process
+            (Ho et al., 2020, eq. 8); exact with reduction=sum.
+        draws: draws of (t, noise) an image and update.
+    """
+
+    num_timesteps: int | None = None
+    strength: float | None = None
+    beta: float | None = None
+    reduction: Reduction = "mean"
+    weighting: Weighting = "uniform"
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.reduction not in get_args(Reduction):
+            raise SettingError(f"bound.reduction={self.reduction!r}: choose {' or '.join(get_args(Reduction))}.")
+        if self.weighting not in get_args(Weighting):
+            raise SettingError(f"bound.weighting={self.weighting!r}: choose {' or '.join(get_args(Weighting))}.")
+        if self.draws < 1:
+            raise SettingError(f"bound.draws={self.draws}: must be at least 1.")
+        if self.strength is not None and (self.num_timesteps is not None or not self.beta):
+            raise SettingError("bound.strength fixes beta * T: set bound.beta with it and leave num_timesteps null.")
+
+    def timesteps(self, training_steps: int) -> int:
+        """T of equation 17; `strength` has it in its weight."""
+        if self.strength is not None:
+            return 1
+        return self.num_timesteps if self.num_timesteps is not None else training_steps
+
+    def weight(self, alphas_cumprod: Tensor, t: Tensor, prediction_type: str) -> Tensor:
+        """w_t for timesteps t [N]: [N], fp32."""
+        scale = self.strength / self.beta if self.strength is not None and self.beta else 1.0
+        if self.weighting == "uniform":
+            return torch.full(t.shape, scale, device=t.device)
+        signal = alphas_cumprod.double()
+        alpha = signal / torch.cat([signal.new_ones(1), signal[:-1]])
+        weight = (1 - alpha) / (2 * alpha * (1 - signal))  # on the error in noise
+        if prediction_type == "v_prediction":
+            weight = weight * signal  # noise error = alpha-bar * velocity error
+        return (scale * weight).float()[t]
+
+    def describe(self, training_steps: int, latent_shape: tuple[int, int, int]) -> str:
+        """The coefficient that the errors meet in the loss, in both of the ways in which it is quoted."""
+        if self.beta is None:
+            return f"denoising bound: T = {self.timesteps(training_steps)} on the {self.reduction}"
+        total = self.strength if self.strength is not None else self.beta * self.timesteps(training_steps)
+        size = latent_shape[0] * latent_shape[1] * latent_shape[2]
+        on_mean, on_sum = (total, total / size) if self.reduction == "mean" else (total * size, total)
+        return (
+            f"denoising bound: beta x T = {on_mean:.4g} on the mean squared error of {size} elements "
+            f"({on_sum:.4g} on their sum), weighting {self.weighting}"
+        )
+
+
+def mean_by_name(
+    seeds: Sequence[int], t: Tensor, policy: Tensor, reference: Tensor, training_steps: int
+) -> Iterator[tuple[str, float]]:
+    """What to watch of a batch of B images with D draws each: t, policy and reference mean squared errors [B, D].
+
+    Images with one seed were compared, the first preferred. A loss over random t hides progress, so errors are
+    reported for each side against the reference, and the share of right comparisons for each quarter of the steps.
+    """
+    first: dict[int, int] = {}
+    for row, seed in enumerate(seeds):
+        side = "chosen" if seed not in first else "rejected"
+        yield f"denoising_error/{side}", float(policy[row].mean())
+        yield f"denoising_error/{side}_reference", float(reference[row].mean())
+        if side == "chosen":
+            first[seed] = row
+            continue
+        gain = reference - policy
+        for draw, step in enumerate(t[row].tolist()):
+            low = step * BINS // training_steps * training_steps // BINS
+            better = gain[first[seed], draw] > gain[row, draw]
+            yield f"accuracy/t{low:04d}", float(better)

@@ -1,0 +1,244 @@
+"""A diffusion model as a component: p(z | caption), whose likelihood is known only through a bound (appendix D)."""
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.training_utils import cast_training_params
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
+
+from sysdpo.components.base import Component, Parents, TokenSampler, Value
+from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder
+from sysdpo.components.image.denoising import Bound, mean_by_name
+from sysdpo.components.image.pixels import Codec, to_pixels
+from sysdpo.components.text.pretrained import lora_config, shapes_only
+from sysdpo.errors import SettingError
+from sysdpo.losses import denoising_log_ratio
+
+
+class Diffusion(Component):
+    """Any text-to-image model of diffusers with a `UNet2DConditionModel`.
+
+    Args:
+        unet: the denoiser; everything else is frozen.
+        scheduler: a diffusers scheduler: its noise schedule and prediction type are those of training, its steps
+            those of sampling.
+        encoder: frozen; captions to the UNet's conditions.
+        codec: frozen; pixels to latents and back.
+        bound: how the log-ratio is estimated.
+        num_inference_steps, guidance_scale: of sampling; a scale of 1 is no guidance.
+        lora: keys of PEFT's `LoraConfig`; None trains all weights, from `trainable(True)` on, against a frozen copy.
+        batch_size: images drawn at a time.
+        gradient_checkpointing: recompute activations in the backward pass (memory for time).
+        seed: of the adapter's initial weights.
+    """
+
+    likelihood = "bound"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        encoder: CaptionEncoder,
+        codec: Codec,
+        *,
+        bound: Bound,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        lora: Mapping[str, Any] | None = None,
+        batch_size: int = 64,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.unet, self.scheduler, self.codec, self.bound = unet, scheduler, codec, bound
+        self.captions = CachedCaptions(encoder)
+        self.num_inference_steps, self.guidance_scale, self.batch_size = num_inference_steps, guidance_scale, batch_size
+        self.prediction_type = str(scheduler.config.prediction_type)
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise SettingError(f"prediction_type={self.prediction_type!r}: only epsilon and v_prediction are known.")
+        self.has_lora = lora is not None
+        self._frozen_copy: list[UNet2DConditionModel] = []  # in a list: no submodule, so never trained or saved
+        self._in_reference = False
+        self._observed: dict[str, list[float]] = {}
+        if lora is not None:
+            _add_lora(unet, lora, seed)
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet.eval()
+        self.trainable(self.has_lora)
+
+    # ---- the contract of a component -----------------------------------------------------------------------------
+
+    def check_parents(self, component: str, parents: Collection[str]) -> None:
+        if len(parents) != 1:
+            raise SettingError(f"components.{component} draws from one caption, not from {', '.join(parents)}.")
+
+    def check_value(self, value: Value) -> None:
+        to_pixels(value, self.codec.image_size)
+
+    def trainable(self, train: bool) -> None:
+        if train and not self.has_lora and not self._frozen_copy:
+            self._frozen_copy = [copy.deepcopy(self.unet).requires_grad_(False)]
+        for name, parameter in self.unet.named_parameters():
+            parameter.requires_grad_(train and (not self.has_lora or "lora_" in name))
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        if self._in_reference:  # the outer context switches back
+            yield
+            return
+        flags = [(parameter, parameter.requires_grad) for parameter in self.unet.parameters()]
+        policy = self.unet
+        self._in_reference = True
+        try:
+            if self.has_lora:
+                policy.disable_adapters()
+            else:
+                self.unet = self._frozen_copy[0] if self._frozen_copy else policy
+            yield
+        finally:
+            self._in_reference = False
+            self.unet = policy
+            if self.has_lora:
+                policy.enable_adapters()
+            for parameter, flag in flags:  # switching adapters off and on changes what they train
+                parameter.requires_grad_(flag)
+
+    @torch.no_grad()
+    def sample(
+        self, parents: Parents, n: int, seeds: Sequence[int], sampler: TokenSampler | None = None
+    ) -> list[list[Value]]:
+        """`n` pictures [3, H, W] in [0, 1] a caption; image k of a row is drawn from the row's k-th noise."""
+        if sampler is not None:
+            raise SettingError("a token sampler cannot draw images; use objective=direct with this system.")
+        captions = [_caption(row) for row in parents for _ in range(n)]
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        start = [torch.randn(self.codec.latent_shape, generator=g) for g in noise for _ in range(n)]
+        images: list[Tensor] = []
+        for i in range(0, len(captions), self.batch_size):
+            part = slice(i, i + self.batch_size)
+            latents = self._denoise(captions[part], torch.stack(start[part]))
+            images += self.codec.decode(latents).cpu().unbind()
+        return [list(images[i : i + n]) for i in range(0, len(images), n)]
+
+    def _denoise(self, captions: list[str], latents: Tensor) -> Tensor:
+        """Classifier-free guidance along the scheduler's own steps: noise [N, C, h, w] -> latents."""
+        scheduler = copy.deepcopy(self.scheduler)  # some schedulers remember their last steps
+        scheduler.set_timesteps(self.num_inference_steps)
+        guided = self.guidance_scale != 1.0
+        conditions = self._conditions([*captions, *[""] * len(captions)] if guided else captions)
+        latents = latents.to(self.unet.device) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            inputs = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
+            predicted = self._predict(inputs, t, conditions)  # the UNet takes one t to its own device
+            if guided:
+                named, unnamed = predicted.chunk(2)
+                predicted = unnamed + self.guidance_scale * (named - unnamed)
+            latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
+        return latents
+
+    def log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
+        raise SettingError("a diffusion model has no exact likelihood, only a bound on its log-ratio.")
+
+    def log_ratio(self, values: Sequence[Value], parents: Parents, noise: Sequence[int] | None = None) -> Tensor:
+        """Equation 17, averaged over `bound.draws` draws of (t, noise) an image: [B].
+
+        Rows with the same seed in `noise` see the same draws; the first of two is taken as the preferred one in
+        `diagnostics`.
+        """
+        if noise is None:
+            raise SettingError("the bound on a diffusion model's log-ratio needs one noise seed a row.")
+        draws, device = self.bound.draws, self.unet.device
+        pixels = torch.stack([to_pixels(value, self.codec.image_size) for value in values])
+        latents = self.codec.encode(pixels).to(device).repeat_interleave(draws, 0)  # [B * draws, C, h, w]
+        steps = int(self.scheduler.config.num_train_timesteps)
+        drawn = [_draw(seed, draws, steps, self.codec.latent_shape) for seed in noise]
+        t = torch.cat([t for t, _ in drawn]).to(device)
+        eps = torch.cat([e for _, e in drawn]).to(device)
+        noisy = self.scheduler.add_noise(latents, eps, t)
+        target = eps if self.prediction_type == "epsilon" else self.scheduler.get_velocity(latents, eps, t)
+        conditions = self._conditions([_caption(row) for row in parents for _ in range(draws)])
+        policy_error = (self._predict(noisy, t, conditions) - target) ** 2
+        with torch.no_grad(), self.reference():
+            reference_error = (self._predict(noisy, t, conditions) - target) ** 2
+        self._observe(noise, t.cpu(), policy_error.detach(), reference_error)
+        weight = self.bound.weight(self.scheduler.alphas_cumprod.to(device), t, self.prediction_type)
+        ratio = denoising_log_ratio(
+            policy_error, reference_error, self.bound.timesteps(steps), self.bound.reduction, weight
+        )
+        return ratio.view(len(values), draws).mean(-1)
+
+    def diagnostics(self) -> dict[str, float]:
+        observed, self._observed = self._observed, {}
+        return {name: sum(values) / len(values) for name, values in sorted(observed.items())}
+
+    def describe(self) -> str:
+        return self.bound.describe(int(self.scheduler.config.num_train_timesteps), self.codec.latent_shape)
+
+    def save(self, folder: str) -> None:
+        """A LoRA in the layout of `load_lora_weights`; fully trained weights in that of `from_pretrained`."""
+        if not self.has_lora:
+            self.unet.save_pretrained(str(Path(folder) / "unet"))
+            return
+        StableDiffusionLoraLoaderMixin.save_lora_weights(
+            folder,
+            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet)),
+            unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),
+        )
+
+    def load(self, folder: str) -> None:
+        if not self.has_lora:
+            self.trainable(True)  # the reference is kept before it is left
+            trained = UNet2DConditionModel.from_pretrained(str(Path(folder) / "unet"))
+            self.unet.load_state_dict(trained.state_dict())
+            return
+        state, *_ = StableDiffusionLoraLoaderMixin.lora_state_dict(folder)
+        of_unet = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
+        set_peft_model_state_dict(self.unet, convert_unet_state_dict_to_peft(of_unet))
+
+    # ---- the denoiser --------------------------------------------------------------------------------------------
+
+    def _conditions(self, captions: Sequence[str]) -> dict[str, Any]:
+        return self.captions(captions, self.unet.device, self.unet.dtype)
+
+    def _predict(self, noisy: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+        """What the UNet predicts at steps t, [N] or one for all: [N, C, h, w], fp32."""
+        return self.unet(noisy.to(self.unet.dtype), t, **conditions, return_dict=False)[0].float()
+
+    def _observe(self, seeds: Sequence[int], t: Tensor, policy_error: Tensor, reference_error: Tensor) -> None:
+        means = [error.mean(dim=(1, 2, 3)).view(len(seeds), -1).cpu() for error in (policy_error, reference_error)]
+        steps = int(self.scheduler.config.num_train_timesteps)
+        for name, value in mean_by_name(seeds, t.view(len(seeds), -1), means[0], means[1], steps):
+            self._observed.setdefault(name, []).append(value)
+
+
+def _caption(parents: Mapping[str, Value]) -> str:
+    return str(next(iter(parents.values())))
+
+
+def _draw(seed: int, draws: int, steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """`draws` timesteps [draws] and noises [draws, C, h, w] of one seed; on the CPU, so that devices agree."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, steps, (draws,), generator=generator), torch.randn(draws, *shape, generator=generator)
+
+
+def _add_lora(unet: UNet2DConditionModel, lora: Mapping[str, Any], seed: int) -> None:
+    """Low-rank adapters in fp32 on a frozen UNet."""
+    config = lora_config(lora)
+    with torch.random.fork_rng(devices=[]), shapes_only(unet.device):
+        torch.manual_seed(seed)
+        try:
+            unet.add_adapter(config)
+        except ValueError as error:
+            raise SettingError(f"model.lora.target_modules={lora.get('target_modules')!r}: {error}") from error
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    cast_training_params(unet, dtype=torch.float32)

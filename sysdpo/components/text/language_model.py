@@ -1,0 +1,296 @@
+"""A language model as a component: p(v | Pa(v)) of a text given texts, with a LoRA policy and its frozen reference."""
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sysdpo.components.base import Component, Parents, TokenSampler, Value
+from sysdpo.components.text.codec import Prompt, TextCodec
+from sysdpo.components.text.packing import Completion, Pack, pack
+from sysdpo.components.text.pretrained import Weights, add_lora, load_causal_lm
+from sysdpo.errors import SettingError
+
+HEAD_CHUNK = 2048
+"""Completion tokens a pass through the LM head; their logits (tokens x vocabulary, fp32) are the largest tensors."""
+
+MEMORY_LIMIT = 100_000
+"""Texts whose reference log-probability is remembered, about 1 KB each; samples that are redrawn never come back."""
+
+
+class LanguageModel(Component):
+    """Any causal LM of transformers.
+
+    Args:
+        model, tokenizer: as loaded; `build_language_model` makes them from a config.
+        prompt: what the model is asked, in terms of the variable's parents.
+        generation: how the model draws where the caller asks for no strategy of its own.
+        max_new_tokens: the longest text, in tokens, that is generated and that is scored.
+        lora: keys of PEFT's `LoraConfig`; None trains all weights, from `trainable(True)` on, against a frozen copy.
+        share_prefix: score completions of one prompt in one sequence (fewer tokens, equal values).
+        head_on_completions: run the LM head on completion tokens only (fewer logits, equal values).
+        remember_reference: keep the reference's log-probabilities of texts that were scored before.
+        gradient_checkpointing: recompute activations in the backward pass (memory for time).
+        seed: of the adapter's initial weights.
+    """
+
+    likelihood = "exact"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Prompt,
+        *,
+        generation: TokenSampler | None = None,
+        max_new_tokens: int = 256,
+        lora: Mapping[str, Any] | None = None,
+        share_prefix: bool = True,
+        head_on_completions: bool = True,
+        remember_reference: bool = True,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        context = getattr(model.config, "max_position_embeddings", None)
+        self.codec = TextCodec(tokenizer, prompt, max_new_tokens, max_length=context)
+        self.model: PreTrainedModel | PeftModel = add_lora(model, lora, seed) if lora is not None else model
+        self.generation = generation
+        self.share_prefix = share_prefix
+        self.head_on_completions = head_on_completions and _has_plain_head(model)
+        self._memory: dict[Completion, float] | None = {} if remember_reference else None
+        self._frozen_copy: list[PreTrainedModel] = []  # in a list: no submodule, so never trained or saved
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        self.trainable(isinstance(self.model, PeftModel))
+
+    def check_parents(self, component: str, parents: Collection[str]) -> None:
+        self.codec.prompt.check(component, parents)
+
+    def check_row(self, parents: Mapping[str, Value]) -> None:
+        self.codec.prompt_ids(parents)
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model itself; adapters sit inside its layers."""
+        if not isinstance(self.model, PeftModel):
+            return self.model
+        base = self.model.get_base_model()
+        assert isinstance(base, PreTrainedModel)
+        return base
+
+    @property
+    def device(self) -> torch.device:
+        return self.causal_lm.device
+
+    def trainable(self, train: bool) -> None:
+        has_lora = isinstance(self.model, PeftModel)
+        if train and not has_lora and not self._frozen_copy:
+            self._frozen_copy = [copy.deepcopy(self.causal_lm).requires_grad_(False)]
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(train and (not has_lora or "lora_" in name))
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Adapters are kept in fp32 but multiplied in the model's own precision."""
+        dtype = self.causal_lm.dtype
+        with (
+            disable_input_dtype_casting(self.model, active=isinstance(self.model, PeftModel)),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
+        ):
+            yield
+
+    @contextmanager
+    def _rounded_adapters(self) -> Iterator[None]:
+        """Inside, adapters are held in the model's own precision: what autocast makes of them at each product, once."""
+        parameters = [p for p in self.model.parameters() if p.dtype != self.causal_lm.dtype]
+        exact = [p.data for p in parameters]
+        try:
+            for parameter in parameters:
+                parameter.data = parameter.data.to(self.causal_lm.dtype)
+            yield
+        finally:
+            for parameter, data in zip(parameters, exact, strict=True):
+                parameter.data = data
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        policy = self.model
+        try:
+            if isinstance(policy, PeftModel):
+                with policy.disable_adapter():
+                    yield
+            else:
+                self.model = self._frozen_copy[0] if self._frozen_copy else policy
+                yield
+        finally:
+            self.model = policy
+            for parameter, flag in flags:  # peft#3453: leaving disable_adapter can thaw frozen adapters
+                parameter.requires_grad_(flag)
+
+    @torch.no_grad()
+    def sample(
+        self, parents: Parents, n: int, seeds: Sequence[int], sampler: TokenSampler | None = None
+    ) -> list[list[Value]]:
+        strategy = sampler if sampler is not None else self.generation
+        if strategy is None:
+            raise SettingError("this language model has no way to generate; set model.generation.")
+        prompts = [self.codec.prompt_ids(row) for row in parents]
+        width = max(len(p) for p in prompts)
+        pad = self.codec.pad_token_id
+        input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        with self._rounded_adapters():
+            drawn = strategy.draw(
+                self.causal_lm,
+                input_ids,
+                mask,
+                n=n,
+                seeds=seeds,
+                max_new_tokens=self.codec.max_new_tokens,
+                eos_token_id=self.codec.eos_token_id,
+                pad_token_id=pad,
+            )
+        texts: list[list[Value]] = [[self.codec.decode(ids) for ids in row] for row in drawn]
+        # different tokens can spell one text, and the text is the variable
+        return [list(dict.fromkeys(row)) if strategy.distinct else row for row in texts]
+
+    def log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
+        return self.score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
+
+    def reference_log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
+        return self._reference_score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
+
+    def _completion(self, value: Value, parents: Mapping[str, Value]) -> Completion:
+        return Completion(self.codec.prompt_ids(parents), self.codec.completion_ids(str(value)))
+
+    @torch.no_grad()
+    def _reference_score(self, completions: Sequence[Completion]) -> Tensor:
+        memory = self._memory
+        if memory is None:
+            with self.reference():
+                return self.score(completions)
+        if len(memory) > MEMORY_LIMIT:
+            memory.clear()
+        missing = [c for c in dict.fromkeys(completions) if c not in memory]
+        if missing:
+            with self.reference():
+                memory.update(zip(missing, self.score(missing).tolist(), strict=True))
+        return torch.tensor([memory[c] for c in completions], device=self.device)
+
+    def score(self, completions: Sequence[Completion]) -> Tensor:
+        """Summed token log-probabilities of each completion: [N], nats, fp32."""
+        packed = pack(completions, share_prefix=self.share_prefix, pad_token_id=self.codec.pad_token_id).to(self.device)
+        with self._precision():
+            token_log_probs = self._token_log_probs(packed)  # [tokens]
+        distinct = token_log_probs.new_zeros(packed.num_completions)
+        return distinct.index_add(0, packed.owners, token_log_probs)[packed.rows]
+
+    def _token_log_probs(self, packed: Pack) -> Tensor:
+        model = self.causal_lm
+        mask = packed.attention_mask(model.dtype)
+        if not self.head_on_completions:
+            with _recomputing(model):
+                output = model(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False)
+            return _gather(output.logits.flatten(0, 1)[packed.positions], packed.targets)
+        decoder = model.get_decoder()
+        with _recomputing(model):
+            states = decoder(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False)
+        hidden = states[0]
+        # a flat, contiguous [tokens, hidden]: a product with a strided slice copies the whole head on a CPU
+        completion_states = hidden.flatten(0, 1)[packed.positions]
+        head = model.get_output_embeddings()
+        chunks = zip(completion_states.split(HEAD_CHUNK), packed.targets.split(HEAD_CHUNK), strict=True)
+        if completion_states.shape[0] <= HEAD_CHUNK or not torch.is_grad_enabled():
+            return torch.cat([_gather(head(states), targets) for states, targets in chunks])
+        return torch.cat(
+            [torch.utils.checkpoint.checkpoint(_head_log_probs, head, *chunk, use_reentrant=False) for chunk in chunks]
+        )
+
+    def save(self, folder: str) -> None:
+        self.model.save_pretrained(folder)
+
+    def load(self, folder: str) -> None:
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, load_peft_weights(folder, device=str(self.device)))
+        else:
+            self.trainable(True)  # the reference is kept before it is left
+            trained = type(self.causal_lm).from_pretrained(folder, dtype=self.causal_lm.dtype)
+            self.model.load_state_dict(trained.state_dict())
+
+
+@contextmanager
+def _recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """Where gradient checkpointing is on, let it act: transformers leaves it out of layers in eval mode."""
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    if not torch.is_grad_enabled():
+        layers = []
+    for layer in layers:
+        layer.training = True  # the layer's own flag: what lies inside it, dropout too, stays in eval mode
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def _head_log_probs(head: torch.nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return _gather(head(states), targets)
+
+
+def _gather(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[target]: [tokens, vocabulary], [tokens] -> [tokens], fp32."""
+    logits = logits.float()
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are exactly head(hidden): some architectures cap or scale them afterwards."""
+    changed = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    return not any(getattr(model.config, key, None) not in (None, 1, 1.0) for key in changed)
+
+
+def build_language_model(
+    *,
+    prompt: Mapping[str, Any],
+    pretrained: str | None,
+    weights: Weights = "pretrained",
+    architecture: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str = "auto",
+    adapter: str | None = None,
+    seed: int = 0,
+    kind: Callable[..., LanguageModel] = LanguageModel,
+    **settings: Any,
+) -> LanguageModel:
+    """A `LanguageModel` from its config: `conf/model/*.yaml` plus the component's prompt from `conf/system/*.yaml`.
+
+    `kind` is the class, or whatever makes one of it.
+    """
+    if attention.startswith("flash") and settings.get("share_prefix", True):
+        raise SettingError(
+            f"model.attention={attention}: flash attention knows no block mask; set model.share_prefix=false."
+        )
+    model, tokenizer = load_causal_lm(
+        pretrained,
+        weights=weights,
+        architecture=architecture,
+        dtype=dtype,
+        device=device,
+        attention=attention,
+        adapter=adapter,
+        seed=seed,
+    )
+    examples = tuple((e["user"], e["assistant"]) for e in prompt.get("examples") or ())
+    user = prompt["user"] if isinstance(prompt["user"], str) else tuple(prompt["user"])
+    template = Prompt(user, prompt.get("system"), examples, prompt.get("prefix") or "")
+    return kind(model, tokenizer, template, seed=seed, **settings)

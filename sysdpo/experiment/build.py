@@ -1,0 +1,93 @@
+"""From a config to what it describes: the system, its training settings, its data."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sysdpo.data.records import PreferenceData
+from sysdpo.errors import SettingError, nearest
+from sysdpo.graph import SystemGraph
+from sysdpo.system import CompoundSystem
+from sysdpo.training.loop import TrainingSettings
+
+
+def build_system(config: DictConfig) -> CompoundSystem:
+    """The graph and its components, as `conf/system/` and `conf/model/` describe them."""
+    description = config.system
+    components: dict[str, Any] = OmegaConf.to_container(description.components, resolve=True)  # type: ignore[assignment]
+    graph = SystemGraph(OmegaConf.to_container(description.variables, resolve=True), components)  # type: ignore[arg-type]
+    if description.get("unroll"):
+        graph = graph.unroll(dict(description.unroll.loop), description.unroll.steps)
+    built = {}
+    for offset, name in enumerate(graph.components):
+        settings = dict(components[name])
+        model = settings.pop("model", {})
+        settings.pop("learning_rate", None)  # of the training, not of the component
+        if "seed" in model:
+            model = {**model, "seed": config.seed * 1_009 + offset}
+        built[name] = instantiate({**model, **settings})
+    return CompoundSystem(graph, built)
+
+
+def training_settings(config: DictConfig) -> TrainingSettings:
+    values: dict[str, Any] = OmegaConf.to_container(config.training, resolve=True)  # type: ignore[assignment]
+    known = [f.name for f in fields(TrainingSettings)]
+    for name in values:
+        if name not in known:
+            raise SettingError(f"training: {nearest(name, known)}")
+    described: dict[str, Any] = OmegaConf.to_container(config.system.components, resolve=True)  # type: ignore[assignment]
+    own = {name: part["learning_rate"] for name, part in described.items() if part.get("learning_rate") is not None}
+    values["learning_rates"] = {**own, **values.get("learning_rates", {})}
+    return TrainingSettings(**values, beta=config.beta, seed=config.seed)
+
+
+def prepare_data(config: DictConfig, system: CompoundSystem, needs_intermediates: bool) -> PreferenceData:
+    """The run's data; what has to be made is made once."""
+    for name in sorted(OmegaConf.missing_keys(config.dataset)):
+        raise SettingError(f"dataset.{name} is not set; give it on the command line: dataset.{name}=…")
+    content: dict[str, Any] = OmegaConf.to_container(config.dataset, resolve=True)  # type: ignore[assignment]
+    source = instantiate({k: v for k, v in content.items() if k != "name"})
+    with untrained(system):
+        data = source.prepare(system, made_data(config), needs_intermediates)
+    pairs = [*data.train, *data.validation]
+    for side in ("chosen", "rejected"):
+        system.check_rows([pair.row(side) for pair in pairs], [pair.index + 1 for pair in pairs])
+    system.check_rows(data.evaluation)
+    return data
+
+
+def made_data(config: DictConfig) -> Path:
+    """Where data are kept that have to be made: under a name that is the hash of all they are made from."""
+    content = OmegaConf.to_container(config.dataset, resolve=True)
+    made_by = without_seed(OmegaConf.to_container(config.system, resolve=True))
+    return Path(config.data_folder) / f"{config.dataset.name}-{digest(content, made_by)}"
+
+
+def untrained(system: CompoundSystem) -> Any:
+    """The system that data and baselines come from; at the start of a run it is also the current one."""
+    return system.reference()
+
+
+def device_name(system: CompoundSystem) -> str:
+    """What the system computes on, in words."""
+    if system.device.type == "cuda":
+        return torch.cuda.get_device_name(system.device)
+    return f"{system.device.type}, {torch.get_num_threads()} threads"
+
+
+def digest(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def without_seed(content: Any) -> Any:
+    """Configs that differ only in how fresh weights are trained describe the same untrained system."""
+    if isinstance(content, Mapping):
+        return {k: without_seed(v) for k, v in content.items() if k not in ("seed", "lora", "bound", "learning_rate")}
+    return [without_seed(v) for v in content] if isinstance(content, list) else content

@@ -1,0 +1,63 @@
+"""What a run fetches from the model hub: known, and refused where it cannot be had, before anything is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sysdpo.components.hub import check_available, is_hub_id
+from sysdpo.data.records import fetch_rows
+
+EVALUATORS = {"judge": (".RewardModelJudge", "model"), "scorer": (".build_clip_antonym", "pretrained")}
+"""Judges and scorers that are models, and the key that names theirs."""
+
+
+def check_downloads(config: DictConfig) -> None:
+    """Refuse a run whose models or data cannot be had, before the first model is loaded."""
+    check_models(config)
+    for setting, repository in evaluation_models(config).items():
+        check_available(repository, setting)
+    if hub := hub_data(config):
+        fetch_rows(hub)  # kept on this machine, for `prepare`
+
+
+def check_models(config: DictConfig) -> None:
+    """Refuse a system, or a maker of its data, whose models cannot be had."""
+    for repository in hub_models(config):
+        check_available(repository)
+
+
+def hub_models(config: DictConfig) -> list[str]:
+    """The hub ids of all pretrained models that the system and its data need."""
+    found: dict[str, None] = {}
+
+    def walk(content: Any) -> None:
+        if isinstance(content, Mapping):
+            name = content.get("pretrained")
+            if isinstance(name, str) and content.get("weights") == "pretrained" and "/" in name and is_hub_id(name):
+                found[name] = None
+            content = list(content.values())
+        if isinstance(content, list):
+            for value in content:
+                walk(value)
+
+    for part in (config.system.components, config.dataset):
+        walk(OmegaConf.to_container(part, resolve=True))
+    return list(found)
+
+
+def hub_data(config: DictConfig) -> str | None:
+    """The hub id of the data set that the run would fetch; None where it reads a file or makes its data."""
+    hub = config.dataset.get("hub")
+    return hub if hub and not config.dataset.get("path") else None
+
+
+def evaluation_models(config: DictConfig) -> dict[str, str]:
+    """The hub ids of the models that the evaluation would load once training is over, by setting."""
+    asked = config.evaluation or {}
+    found = {}
+    for group, (target, key) in EVALUATORS.items():
+        part = asked.get(group) or {}
+        if str(part.get("_target_")).endswith(target) and is_hub_id(part[key]):
+            found[f"{group}.{key}"] = str(part[key])
+    return found

@@ -1,0 +1,99 @@
+"""A system's outputs on the evaluation rows, and what the experiment measures of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from sysdpo.data.records import PreferenceData
+from sysdpo.data.storage import made_once
+from sysdpo.experiment.build import digest, untrained, without_seed
+from sysdpo.progress import progress
+from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.system import CompoundSystem
+
+
+def curve_point(
+    config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Any
+) -> dict[str, float]:
+    """The experiment's metrics on some evaluation rows, and as `<metric>/se` their standard errors over these rows.
+
+    A baseline is the untrained system's output on the same rows. Every point draws from the same seeds, so at step 0
+    the system's outputs are the baseline's.
+    """
+    repeated = [row for row in rows for _ in range(measure.draws)]
+    baseline = _untrained_outputs(config, system, repeated) if measure.needs_baseline else None
+    outputs = generate(system, repeated, config.seed, config.evaluation_batch_size, "curve")
+    metrics, _ = measure.measure(repeated, outputs, baseline)
+    found = {name: metrics[name] for name in config.metrics if name in metrics}
+    errors = {f"{name}/se": float(each["se"]) for name, each in found.items() if each.get("se") is not None}
+    return {name: float(each["value"]) for name, each in found.items()} | errors
+
+
+def evaluate(
+    config: DictConfig, system: CompoundSystem, data: PreferenceData, measure: Any, folder: Path
+) -> dict[str, Any]:
+    """Run the system on the evaluation rows and measure what comes out."""
+    if measure is None or not data.evaluation:
+        return {}
+    rows = [row for row in data.evaluation for _ in range(measure.draws)]
+    baseline = _untrained_outputs(config, system, rows) if measure.needs_baseline else None
+    if baseline is not None and not system.trainable:
+        outputs = baseline
+    else:
+        outputs = generate(system, rows, config.seed, config.evaluation_batch_size, "evaluate")
+    metrics, judged = measure.measure(rows, outputs, baseline)
+    write_jsonl(folder / "samples" / "evaluation.jsonl", [_with_pictures(r, folder / "samples") for r in judged])
+    return metrics
+
+
+def _with_pictures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A record whose pictures are files beside it, by name."""
+    plain = dict(record)
+    for key, picture in record.items():
+        if isinstance(picture, Image.Image):
+            folder.mkdir(parents=True, exist_ok=True)
+            plain[key] = f"{record['row']:04d}.png"
+            picture.save(folder / plain[key])
+    return plain
+
+
+def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The untrained system's answers under this seed, made once for all rows of a table."""
+    made_by = [
+        without_seed(OmegaConf.to_container(config.system, resolve=True)),
+        config.seed,
+        [[row[v.name] for v in system.graph.inputs] for row in rows],
+    ]
+    path = Path(config.data_folder) / f"untrained-{digest(*made_by)}.jsonl"
+    with made_once(path, path) as missing:
+        if missing:
+            what = "evaluate the untrained system"
+            with untrained(system):
+                outputs = generate(system, rows, config.seed, config.evaluation_batch_size, what)
+            write_jsonl(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
+    return read_jsonl(path)
+
+
+def generate(
+    system: CompoundSystem,
+    rows: Sequence[dict[str, Any]],
+    seed: int,
+    batch_size: int,
+    description: str,
+    only: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """One run of the system for each row; row i is drawn from the i-th stream of `seed`.
+
+    `only`: the variables to draw, all others being in the rows; None: all that are generated.
+    """
+    given = [v.name for v in (system.graph.inputs if only is None else system.graph) if v.name not in (only or ())]
+    starts = range(0, len(rows), batch_size)
+    outputs: list[dict[str, Any]] = []
+    for start in progress(starts, description, total=len(starts)):
+        part = rows[start : start + batch_size]
+        seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
+        outputs += system.generate([{name: row[name] for name in given} for row in part], seeds, only=only)
+    return outputs

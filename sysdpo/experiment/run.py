@@ -1,0 +1,156 @@
+"""The composition root: one row of a table under one seed, from its config to `metrics.json`."""
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sysdpo.data.records import PreferenceData
+from sysdpo.errors import SettingError, check_count, nearest
+from sysdpo.experiment.build import build_system, device_name, made_data, prepare_data, training_settings
+from sysdpo.experiment.downloads import check_downloads
+from sysdpo.experiment.evaluate import curve_point, evaluate
+from sysdpo.progress import named
+from sysdpo.runs.folder import RunFolder, write_json
+from sysdpo.runs.wandb_log import Logger, Silent
+from sysdpo.system import CompoundSystem
+from sysdpo.training.checkpoints import save_components
+from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
+from sysdpo.training.separate import train_separately
+
+log = logging.getLogger(__name__)
+
+NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures")
+"""Who listens, how much at a time, how a report looks: no reason to run a row again."""
+
+TRAINERS = ("joint", "separate")
+COUNTS = {"seed": 0, "curve_rows": 1, "evaluation_batch_size": 1}
+"""Whole numbers of the config, and the least that each may be."""
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
+    with named("/".join(Path(config.run_folder).parts[-2:])):
+        return _run(config)
+
+
+def _run(config: DictConfig) -> dict[str, Any]:
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for name in NOT_OF_THE_RUN:
+        resolved.pop(name, None)
+    folder = RunFolder(Path(config.run_folder))
+    if folder.is_finished(resolved):
+        log.info("%s is finished: nothing to do", folder.path)
+        if (mark := _heard(config, folder)) and not mark.exists():  # killed while it was told, or a logger set since
+            logger = _logger(config, resolved, folder.run_id(resolved))
+            told = False
+            try:
+                for line in folder.history:
+                    logger.log(line)
+                told = True
+            finally:
+                logger.finish(told)
+            mark.touch()
+        return folder.metrics or {}
+    for name, least in COUNTS.items():
+        check_count(name, config[name], least)
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+
+    check_downloads(config)
+    objective = instantiate(config.objective)
+    measure = instantiate(config.evaluation)
+    system = build_system(config)
+    objective.check(system)
+    settings = training_settings(config)
+    names = list(system.components) if config.train is None else list(config.train)
+    system.train_only(names)
+    if config.trainer not in TRAINERS:
+        raise SettingError(f"trainer: {nearest(config.trainer, TRAINERS)}")
+    if names:
+        check_training(system, settings)
+    data = prepare_data(config, system, objective.needs_intermediates)
+    if names:
+        check_pairs(data.train, data.validation, settings)
+        if settings.evaluate_every and (measure is None or not data.evaluation):
+            raise SettingError(
+                f"training.evaluate_every={settings.evaluate_every} needs a measure and evaluation rows; set it to 0."
+            )
+    for key, name in measure.variables.items() if measure is not None and data.evaluation else ():
+        if name not in system.graph.variables:
+            raise SettingError(f"evaluation.{key}: {nearest(name, [v.name for v in system.graph.generated])}")
+
+    with folder.held():
+        run_id = folder.run_id(resolved)
+        logger = _logger(config, resolved, run_id)
+        succeeded = False
+        try:
+            folder.open(resolved, run_id, device_name(system))
+            metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
+            if names:
+                metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
+            metrics |= evaluate(config, system, data, measure, folder.path)
+            write_json(folder.path / "metrics.json", metrics)
+            succeeded = True
+        finally:
+            logger.finish(succeeded)
+        if mark := _heard(config, folder):
+            mark.touch()
+    return metrics
+
+
+def _heard(config: DictConfig, folder: RunFolder) -> Path | None:
+    """The file that says that the run's logger, if it has one, knows all of it."""
+    return folder.path / f".heard-{config.logger._target_.rsplit('.')[-1]}" if config.get("logger") else None
+
+
+def _logger(config: DictConfig, resolved: dict[str, Any], run_id: str) -> Logger:
+    if not config.get("logger"):
+        return Silent()
+    made = made_data(config)
+    data = made if made.exists() else config.dataset.get("path")
+    # partial: the resolved config is content here, its `_target_`s are not to be built
+    return instantiate(config.logger, _partial_=True)(config=resolved, run_id=run_id, data=data)
+
+
+def align(
+    config: DictConfig,
+    system: CompoundSystem,
+    objective: Any,
+    data: PreferenceData,
+    measure: Any,
+    settings: TrainingSettings,
+    folder: Path,
+    logger: Logger,
+) -> dict[str, Any]:
+    for name in system.trainable:
+        if text := system.component(name).describe():
+            log.info("%s: %s", name, text)
+    if config.trainer == "separate":
+        train_separately(system, data.train, settings, folder)
+        for line in RunFolder(folder).history:
+            logger.log(line)
+        metrics: dict[str, Any] = {"best_step": settings.steps}
+    else:
+        rows = data.evaluation[:: max(1, len(data.evaluation) // config.curve_rows)]
+        best = Trainer(
+            system,
+            objective,
+            data.train,
+            data.validation,
+            settings,
+            folder,
+            logger.log,
+            lambda: curve_point(config, system, rows, measure),
+        ).run()
+        metrics = {"best_step": best.step}
+        if settings.validate_every:
+            metrics["validation_margin"] = best.margin
+    save_components(system, system.trainable, folder / "adapters")
+    return metrics

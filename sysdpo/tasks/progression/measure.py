@@ -1,0 +1,81 @@
+"""Table 1: what is measured of a system that draws three images along an attribute."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from sysdpo.errors import SettingError
+from sysdpo.evaluation.measures import Row
+from sysdpo.tasks.progression.sequences import ScoredSequence, Scorer, score_sequences, strip
+
+
+class Progression:
+    """Table 1: preference score q (eq. 8) and order consistency of the images of `answer`, by attribute.
+
+    Args:
+        scorer: attribute levels of images.
+        answer: the variable that holds a list of three images; an empty list is a text that did not parse.
+        captions: the variable that holds their captions. No scorer of an attribute sees whether they still depict the
+            place that was asked for, so where rows name one, the share of captions that do is measured beside q.
+        best_of: sequences drawn for each row, of which the one with the highest q counts (best-of-N sampling).
+    """
+
+    needs_baseline = False
+
+    def __init__(self, scorer: Scorer, answer: str, captions: str | None = None, best_of: int = 1) -> None:
+        if best_of < 1:
+            raise SettingError(f"evaluation.best_of={best_of}: must be at least 1.")
+        self.scorer, self.answer, self.captions, self.draws = scorer, answer, captions, best_of
+        self.variables = {"answer": answer} | ({"captions": captions} if captions is not None else {})
+
+    def measure(
+        self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        scored = score_sequences(self.scorer, [o[self.answer] for o in outputs], [str(r["attribute"]) for r in rows])
+        groups = [range(i, i + self.draws) for i in range(0, len(rows), self.draws)]
+        best = [max(group, key=lambda i: scored[i].score) for group in groups]
+        numbers = [self._numbers(rows[i], outputs[i], scored[i]) for i in best]
+        attributes = [str(rows[i]["attribute"]) for i in best]
+        metrics: dict[str, Any] = _means(numbers)
+        metrics["attributes"] = {
+            name: _means([own for own, attribute in zip(numbers, attributes, strict=True) if attribute == name])
+            for name in dict.fromkeys(attributes)
+        }
+        metrics["scorer"] = self.scorer.name
+        records = [
+            self._record(n, rows[i], outputs[i], scored[i]) | own
+            for n, (i, own) in enumerate(zip(best, numbers, strict=True))
+        ]
+        return metrics, records
+
+    def _numbers(self, row: Row, output: Row, scored: ScoredSequence) -> dict[str, float]:
+        """q, and in percent: in order or not; a text that did not parse (scored worst, never in order) or one that did;
+        captions that name the place."""
+        numbers = {
+            "preference_score": scored.score,
+            "order_consistency": 100.0 * scored.is_ordered,
+            "parse_failures": 100.0 * (not scored.is_parsed),
+        }
+        if self.captions is not None and row.get("place"):
+            named = [str(row["place"]).lower() in caption.lower() for caption in output[self.captions]]
+            numbers["place_named"] = 100.0 * mean(named) if named else 0.0
+        return numbers
+
+    def _record(self, number: int, row: Row, output: Row, scored: ScoredSequence) -> dict[str, Any]:
+        """Inputs, texts, levels and the picture of one row; values that are lists of images are left to the strip."""
+        images = output[self.answer]
+        record: dict[str, Any] = {"row": number, **row}
+        record |= {name: value for name, value in output.items() if name != self.answer}
+        return record | {"levels": scored.levels, "picture": strip(images) if images else None}
+
+
+def _means(numbers: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The means of the numbers that every sequence has."""
+    return {name: _mean([row[name] for row in numbers]) for name in numbers[0] if all(name in row for row in numbers)}
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """Mean with its standard error (sd with ddof 1, over the root of n)."""
+    n = len(values)
+    return {"value": mean(values), "se": stdev(values) / math.sqrt(n) if n > 1 else None, "n": n}
