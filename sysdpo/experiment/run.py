@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,5 +153,17 @@ def align(
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
+        metrics |= sampling_means(RunFolder(folder).history)
     save_components(system, system.trainable, folder / "adapters")
     return metrics
+
+
+def sampling_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the updates logged of their samples (`sampling/…`), and each component's gradient norm: means over the run."""
+    found: dict[str, list[float]] = {}
+    for line in history:
+        if any(name.startswith("sampling/") for name in line):
+            for name, value in line.items():
+                if name.startswith(("sampling/", "grad_norm/")):
+                    found.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in found.items()}
