@@ -69,7 +69,7 @@ def sampling_margin(
 
 
 def posterior_agreement(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """How much the K samples have to say: what the gradient of the margin with respect to their log-probability rests on.
+    """How much the K samples have to say: what the margin's gradient by their log-probability rests on.
 
     Each side's posterior is the softmax over its samples, w(k) = p(y^k | x, z) among those drawn. The first model's
     gradient is sum_k (w_chosen(k) - w_rejected(k)) grad log p(y^k | x): it vanishes where one sample has all the

@@ -20,7 +20,6 @@ from sysdpo.progress import named
 from sysdpo.runs.folder import RunFolder, write_json
 from sysdpo.runs.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
-from sysdpo.training.checkpoints import save_components
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
 from sysdpo.training.separate import train_separately
 
@@ -154,12 +153,12 @@ def align(
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
         metrics |= sampling_means(RunFolder(folder).history)
-    save_components(system, system.trainable, folder / "adapters")
+    system.save(folder / "adapters")
     return metrics
 
 
 def sampling_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the updates logged of their samples (`sampling/…`), and each component's gradient norm: means over the run."""
+    """Means over the updates of what they logged of their samples, and of each component's gradient norm."""
     found: dict[str, list[float]] = {}
     for line in history:
         if any(name.startswith("sampling/") for name in line):

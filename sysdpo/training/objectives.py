@@ -8,9 +8,11 @@ from typing import Any, Protocol, get_args
 import torch
 from torch import Tensor
 
+from sysdpo.components.base import identity
 from sysdpo.errors import SettingError, nearest
 from sysdpo.losses import Estimator, direct_margin, posterior_agreement, sampling_margin
-from sysdpo.sampling.strategies import SamplingStrategy, most_contrasting
+from sysdpo.sampling.monte_carlo import MonteCarlo
+from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy, most_contrasting
 from sysdpo.system import CompoundSystem, Pair
 
 SIDES = ("chosen", "rejected")
@@ -90,25 +92,37 @@ class Direct:
         )
 
 
-@dataclass(frozen=True)
 class Sampling:
     """SysDPO-Sampling: intermediates are drawn from the current system and summed out (eq. 9).
 
     Args:
-        strategy: how the K samples of a pair are drawn.
+        strategy: how samples are found; or say it in short, `Sampling(k=4, draw=MonteCarlo())`:
+        k: joint samples of the intermediates for each pair (K in eq. 9).
+        draw: how a language model draws its share of them.
         estimator: `sum` is eq. 9: the sum over distinct samples. `importance` divides each sample by the probability
             with which it was drawn, repeated draws counting each, so that the first components have a gradient
-            however long their texts are (docs/estimators.md). It is beyond the paper.
+            however long their texts are (docs/estimators.md). It is beyond the paper, and takes draws of the system
+            itself only: `Sampling(k=4, estimator="importance")`.
+
+    Raises:
+        SettingError: the estimator is unknown, or the strategy's samples have no density that it could divide by.
     """
 
-    strategy: SamplingStrategy
-    estimator: Estimator = "sum"
-    needs_intermediates: bool = False
+    needs_intermediates = False
 
-    def __post_init__(self) -> None:
-        if self.estimator not in get_args(Estimator):
-            raise SettingError(f"objective.estimator: {nearest(str(self.estimator), get_args(Estimator))}")
-        if self.estimator == "importance":
+    def __init__(
+        self,
+        strategy: SamplingStrategy | None = None,
+        estimator: Estimator = "sum",
+        *,
+        k: int = 2,
+        draw: DiverseBeam | MonteCarlo | None = None,
+    ) -> None:
+        if estimator not in get_args(Estimator):
+            raise SettingError(f"objective.estimator: {nearest(str(estimator), get_args(Estimator))}")
+        own = MonteCarlo(distinct=False) if estimator == "importance" else DiverseBeam()
+        self.strategy, self.estimator = strategy or SamplingStrategy(k, draw or own), estimator
+        if estimator == "importance":
             self.strategy.check_own_draws("objective.estimator=importance")
 
     def check(self, system: CompoundSystem) -> None:
@@ -202,7 +216,7 @@ class Sampling:
         drawn = []
         for b in range(len(pairs)):
             samples = [{name: row[name] for name in names} for row in rows[b * n : (b + 1) * n]]
-            distinct = {repr(sample): sample for sample in samples}
+            distinct = {identity(sample): sample for sample in samples}
             drawn.append(samples if self.estimator == "importance" else list(distinct.values()))
         return self._contrast(system, pairs, drawn) if self.strategy.contrastive else drawn
 

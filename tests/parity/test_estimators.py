@@ -1,4 +1,4 @@
-"""The importance-weighted margin against enumeration, on systems of tables, and the refusal of samplers without a density."""
+"""The importance-weighted margin against enumeration on systems of tables; samplers without a density are refused."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.objectives import Sampling
-from tests.parity.test_marginal import PAIRS, X, Z, chain, diamond, exact_margin
+from tests.parity.test_marginal import PAIRS, chain, diamond, exact_margin
 from tests.systems import make_pairs_for, make_two_llm, make_with_tool, perturb
 
 OWN = MonteCarlo(distinct=False)
@@ -323,5 +323,5 @@ def test_samplers_without_a_density_are_refused(strategy: SamplingStrategy, part
 
 
 def test_an_unknown_estimator_is_refused() -> None:
-    with pytest.raises(SettingError, match="objective.estimator: unknown 'importanse'; did you mean 'importance'"):
+    with pytest.raises(SettingError, match=r"objective\.estimator: unknown 'importanse'; did you mean 'importance'"):
         Sampling(SamplingStrategy(2, OWN), "importanse")  # type: ignore[arg-type]
