@@ -25,7 +25,7 @@ from sysdpo.training.separate import train_separately
 
 log = logging.getLogger(__name__)
 
-NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures")
+NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures", "contrasts")
 """Who listens, how much at a time, how a report looks: no reason to run a row again."""
 
 TRAINERS = ("joint", "separate")
