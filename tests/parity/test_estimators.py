@@ -150,7 +150,9 @@ class TestLoss:
     def test_drawing_every_value_equally_often_is_equation_9(self) -> None:
         """A constant proposal divides all four sums by one number."""
         four = [torch.randn(3, 5, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-        assert torch.allclose(sampling_margin(*four, proposal=torch.full((3, 5), -7.0)), sampling_margin(*four), atol=1e-5)
+        assert torch.allclose(
+            sampling_margin(*four, proposal=torch.full((3, 5), -7.0)), sampling_margin(*four), atol=1e-5
+        )
 
     @pytest.mark.parametrize("fill", [0.0, -3.0, -math.inf])
     def test_a_row_with_fewer_samples_is_as_if_it_were_alone(self, fill: float) -> None:
