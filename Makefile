@@ -61,7 +61,7 @@ report-table1 report-table2 report-moa: report-%: $(READY)
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
 sweep-table1:  ## an ablation of Table 1's method: SWEEP=beta
-sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|diversity_penalty|strategies|single_sample|grid
+sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|estimators|diversity_penalty|strategies|single_sample|grid
 sweep-table1 sweep-table2: sweep-%: $(READY)
 	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 

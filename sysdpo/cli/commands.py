@@ -47,7 +47,8 @@ def theory(config: Any) -> None:
 
     from omegaconf import OmegaConf
 
-    from sysdpo.tasks.theory import TheorySettings, run_theory
+    from sysdpo.tasks.theory.report import run_theory
+    from sysdpo.tasks.theory.settings import TheorySettings
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     folder = Path(settings.pop("outputs")) / "theory" / "report"

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,5 +154,17 @@ def align(
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
+        metrics |= sampling_means(RunFolder(folder).history)
     system.save(folder / "adapters")
     return metrics
+
+
+def sampling_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the updates of what they logged of their samples, and of each component's gradient norm."""
+    found: dict[str, list[float]] = {}
+    for line in history:
+        if any(name.startswith("sampling/") for name in line):
+            for name, value in line.items():
+                if name.startswith(("sampling/", "grad_norm/")):
+                    found.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in found.items()}

@@ -328,7 +328,11 @@ class Trainer:
 
 
 def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]:
-    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats."""
+    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats.
+
+    `sampling/effective_samples` (of K, mean of both sides) and `sampling/total_variation` (between the two sides'
+    weights) say how much of a gradient the components before the last have: `losses.posterior_agreement`.
+    """
     sums = {
         "loss": loss.sum(),
         "rewards/chosen": beta * compared.chosen.sum(),
@@ -339,6 +343,7 @@ def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]
     sums |= {f"logps/{side}": value.sum() for side, value in compared.logps.items()}
     sums |= {f"components/{name}/margin": value.sum() for name, value in compared.terms.items()}
     sums |= {f"components/{name}/{side}": value.sum() for (name, side), value in compared.sides.items()}
+    sums |= {f"sampling/{name}": value.sum() for name, value in compared.sampling.items()}
     metrics = {name: float(value) for name, value in sums.items()}
     return metrics | {f"count/{name}": value for name, value in compared.counts.items()}
 
