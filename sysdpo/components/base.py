@@ -33,7 +33,7 @@ class TokenSampler(Protocol):
         n: int,
         seeds: Sequence[int],
         max_new_tokens: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
     ) -> list[list[list[int]]]:
         """At most `n` completions, as token ids, for each of the B left-padded prompts [B, T]."""
