@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -131,27 +131,3 @@ def _load_weights(source: str, form: Mapping[str, Any]) -> PreTrainedModel:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
-
-
-def lora_config(lora: Mapping[str, Any], **fixed: Any) -> LoraConfig:
-    """PEFT's own `LoraConfig` of the keys under `model.lora`; `fixed` ones are not the user's."""
-    if lora.get("lora_dropout"):
-        raise SettingError(
-            f"model.lora.lora_dropout={lora['lora_dropout']}: must be 0; a log-ratio compares policy and reference "
-            "as they are, without noise."
-        )
-    try:
-        return LoraConfig(**fixed, **lora)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"model.lora={dict(lora)}: {error}") from error
-
-
-def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> PeftModel:
-    """Low-rank adapters (Hu et al., 2021) in fp32 on a frozen model."""
-    config = lora_config(lora, task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]), shapes_only(model.device):
-        torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config).eval()
-        except ValueError as error:
-            raise SettingError(f"model.lora.target_modules={lora.get('target_modules')!r}: {error}") from error
