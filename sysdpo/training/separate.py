@@ -68,21 +68,50 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
         _train_one(name, component, rows, settings, rate, folder)
 
 
-def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, str]:
+def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, list[int]]:
+    """Token ids, so that TRL scores the tokens that the joint run scores: one BOS, the turn's own end, the same cut."""
     codec = component.codec
-    # what the joint run would cut off is cut off here too; TRL adds the end token itself
-    chosen, rejected = (codec.decode(codec.completion_ids(str(v[final]))) for v in (pair.chosen, pair.rejected))
+    chosen, rejected = (codec.completion_ids(str(v[final])) for v in (pair.chosen, pair.rejected))
     return {
-        "prompt": str(codec.tokenizer.decode(list(codec.prompt_ids(parents)))),
-        "chosen": chosen,
-        "rejected": rejected,
+        "prompt_ids": list(codec.prompt_ids(parents)),
+        "chosen_ids": list(chosen),
+        "rejected_ids": list(rejected),
     }
+
+
+class TokenDPOTrainer(DPOTrainer):
+    """TRL's trainer on rows of token ids, with the joint run's likelihood term beside its loss.
+
+    Args:
+        nll_weight: of the chosen side's summed negative log-likelihood over the reference's, as in `training.loop`.
+    """
+
+    def __init__(self, *, nll_weight: float = 0.0, **arguments: Any) -> None:
+        self.nll_weight = nll_weight
+        super().__init__(**arguments)
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        if not self.nll_weight:
+            return super()._compute_loss(model, inputs, return_outputs)
+        outputs: list[Any] = []  # of the policy, then of the reference
+        hook = model.register_forward_hook(lambda *called: outputs.append(called[-1]))
+        try:
+            loss = super()._compute_loss(model, inputs, return_outputs)
+        finally:
+            hook.remove()
+        length = inputs["completion_mask"].shape[1] - 1
+        policy, reference = (output.log_probs[:, -length:].sum(1).chunk(2)[0] for output in outputs)
+        term = -self.nll_weight * (policy - reference.detach()).mean()
+        return (loss[0] + term, *loss[1:]) if return_outputs else loss + term
 
 
 def _train_one(
     name: str,
     component: LanguageModel,
-    rows: list[dict[str, str]],
+    rows: list[dict[str, list[int]]],
     settings: TrainingSettings,
     learning_rate: float,
     folder: Path,
@@ -93,7 +122,8 @@ def _train_one(
     micro_batch_size = min(settings.micro_batch_size, settings.batch_size)
     checkpoints = folder / "checkpoints" / name
     newest = _newest(checkpoints)
-    trainer = DPOTrainer(
+    trainer = TokenDPOTrainer(
+        nll_weight=settings.nll_weight,
         model=component.model,
         args=DPOConfig(
             output_dir=str(checkpoints),

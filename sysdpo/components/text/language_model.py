@@ -75,6 +75,7 @@ class LanguageModel(Component):
         self.head_on_completions = head_on_completions and found.plain_head
         self._longest_pack = FIRST_LENGTH
         self.dtype = model.dtype
+        self._wide = {id(p) for p in model.parameters() if p.dtype != model.dtype}  # the architecture's own choice
         self.model: PreTrainedModel | PeftModel = add_lora(model, lora, seed) if lora is not None else model
         self._trained = {name for name, p in self.model.named_parameters() if p.requires_grad or lora is None}
         self.generation = generation
@@ -146,7 +147,7 @@ class LanguageModel(Component):
             raise SettingError("this language model has no way to generate; set model.generation.")
         prompts = [self.codec.prompt_ids(row) for row in parents]
         drawn: list[list[list[int]]] = [[] for _ in prompts]
-        with hold_in(self.dtype, self.model):  # what autocast would make of the weights at each product, once
+        with hold_in(self.dtype, self.model, self._wide):  # what autocast makes of them at each product, once
             for rows in self._drawn_together(prompts):
                 some = self._draw(strategy, [prompts[i] for i in rows], n, [seeds[i] for i in rows])
                 for i, ids in zip(rows, some, strict=True):
@@ -315,6 +316,7 @@ def build_language_model(
     device: str = "auto",
     attention: str = "auto",
     adapter: str | None = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
     kind: Callable[..., LanguageModel] = LanguageModel,
     **settings: Any,
@@ -335,6 +337,7 @@ def build_language_model(
         device=device,
         attention=attention,
         adapter=adapter,
+        trust_remote_code=trust_remote_code,
         seed=seed,
     )
     examples = tuple((e["user"], e["assistant"]) for e in prompt.get("examples") or ())

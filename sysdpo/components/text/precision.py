@@ -5,7 +5,7 @@ with the policy's embeddings and norms in fp32, the reference has its own there,
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -33,9 +33,9 @@ def widened_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def hold_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
-    """Inside, every weight has this precision; its exact value comes back afterwards."""
-    parameters = [p for p in model.parameters() if p.is_floating_point() and p.dtype != dtype]
+def hold_in(dtype: torch.dtype, model: nn.Module, kept: Collection[int]) -> Iterator[None]:
+    """Inside, every weight but those whose `id` is kept has this precision; its exact value comes back afterwards."""
+    parameters = [p for p in model.parameters() if p.dtype == torch.float32 != dtype and id(p) not in kept]
     exact = [p.data for p in parameters]
     try:
         for parameter in parameters:
