@@ -11,7 +11,7 @@ from datasets import load_dataset
 from sysdpo.data.storage import load_rows
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
-from sysdpo.system import Pair
+from sysdpo.system import CompoundSystem, Pair
 
 Row = dict[str, Any]
 
@@ -97,6 +97,23 @@ def make_pairs(
         sides = {side: _side(row, side, number, graph, wanted, values) for side in ("chosen", "rejected")}
         extra = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
         pairs.append(Pair(number - 1, values, sides["chosen"], sides["rejected"], extra))
+    return pairs
+
+
+def read_pairs(path: str | Path, system: CompoundSystem, inputs: Mapping[str, str] | None = None) -> list[Pair]:
+    """The preference pairs of a file or folder, checked against a system.
+
+    Each row needs the final variables of both sides; SysDPO-Direct needs the intermediate ones too, and says so.
+
+    Args:
+        inputs: `{input variable: template over the row's columns}`, for data whose columns have other names.
+
+    Raises:
+        SettingError: a row lacks something or cannot be scored, by its number.
+    """
+    pairs = make_pairs(read_rows(path, "path"), system.graph, needs_intermediates=False, inputs=inputs)
+    for side in ("chosen", "rejected"):
+        system.check_rows([pair.row(side) for pair in pairs], [pair.index + 1 for pair in pairs])
     return pairs
 
 

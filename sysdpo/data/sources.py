@@ -13,11 +13,13 @@ from typing import Any, Protocol
 
 from datasets import disable_progress_bars
 
+from sysdpo.components.base import identity
 from sysdpo.data.records import PreferenceData, Row, fetch_rows, make_pairs, read_rows
 from sysdpo.data.storage import save_rows
 from sysdpo.errors import SettingError
 from sysdpo.progress import progress
 from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 
 disable_progress_bars()
@@ -91,13 +93,13 @@ def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[P
 
     The prompts are taken at equal distances: neighbours in a data set may share their subject.
     """
-    prompts = list(dict.fromkeys(repr(p.inputs) for p in pairs))
+    prompts = list(dict.fromkeys(identity(p.inputs) for p in pairs))
     held: list[Pair] = []
     for n in range(1, len(prompts) + 1):
         if len(held) >= validation:
             break
         chosen = {prompts[(2 * i + 1) * len(prompts) // (2 * n)] for i in range(n)}
-        held = [p for p in pairs if repr(p.inputs) in chosen]
+        held = [p for p in pairs if identity(p.inputs) in chosen]
     indices = {p.index for p in held}
     return held, [p for p in pairs if p.index not in indices]
 
@@ -117,7 +119,7 @@ def draw_samples(
             part = requests[start : start + batch_size]
             rows = system.generate(
                 [{name: prompts[i][name] for name in inputs} for i, _ in part],
-                [(seed * 1_000_003 + i) * 1_009 + k for i, k in part],
+                [stream(seed, i) * 1_009 + k for i, k in part],
             )
             for row in rows:
                 sample = {name: row[name] for name in names}

@@ -19,7 +19,6 @@ from sysdpo.progress import named
 from sysdpo.runs.folder import RunFolder, write_json
 from sysdpo.runs.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
-from sysdpo.training.checkpoints import save_components
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
 from sysdpo.training.separate import train_separately
 
@@ -152,5 +151,5 @@ def align(
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
-    save_components(system, system.trainable, folder / "adapters")
+    system.save(folder / "adapters")
     return metrics

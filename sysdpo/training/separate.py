@@ -10,17 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from sysdpo.components.text.language_model import LanguageModel
+from sysdpo.components.text.packing import Completion
 from sysdpo.errors import SettingError
 from sysdpo.progress import bar
 from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
+from sysdpo.training.start import check_log_ratios
+from sysdpo.training.token_dpo import TokenDPOTrainer
 
 
 def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: TrainingSettings, folder: Path) -> None:
@@ -50,7 +55,7 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
     final = system.graph.finals[0].name
     intermediates = [v.name for v in system.graph.intermediates]
     with_parents = system.generate(
-        [p.inputs for p in pairs], [settings.seed * 1_000_003 + p.index for p in pairs], only=intermediates
+        [p.inputs for p in pairs], [stream(settings.seed, p.index) for p in pairs], only=intermediates
     )
     for name in system.components:
         component = system.component(name)
@@ -77,35 +82,6 @@ def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: s
         "chosen_ids": list(chosen),
         "rejected_ids": list(rejected),
     }
-
-
-class TokenDPOTrainer(DPOTrainer):
-    """TRL's trainer on rows of token ids, with the joint run's likelihood term beside its loss.
-
-    Args:
-        nll_weight: of the chosen side's summed negative log-likelihood over the reference's, as in `training.loop`.
-    """
-
-    def __init__(self, *, nll_weight: float = 0.0, **arguments: Any) -> None:
-        self.nll_weight = nll_weight
-        super().__init__(**arguments)
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset
-
-    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        if not self.nll_weight:
-            return super()._compute_loss(model, inputs, return_outputs)
-        outputs: list[Any] = []  # of the policy, then of the reference
-        hook = model.register_forward_hook(lambda *called: outputs.append(called[-1]))
-        try:
-            loss = super()._compute_loss(model, inputs, return_outputs)
-        finally:
-            hook.remove()
-        length = inputs["completion_mask"].shape[1] - 1
-        policy, reference = (output.log_probs[:, -length:].sum(1).chunk(2)[0] for output in outputs)
-        term = -self.nll_weight * (policy - reference.detach()).mean()
-        return (loss[0] + term, *loss[1:]) if return_outputs else loss + term
 
 
 def _train_one(
@@ -142,6 +118,7 @@ def _train_one(
             use_cpu=component.device.type == "cpu",
             bf16=False,
             gradient_checkpointing=False,
+            router_aux_loss_coef=0.0,  # a mixture's balancing loss is no part of the joint run's either
             save_strategy="steps",
             save_steps=settings.checkpoint_every,
             save_total_limit=2,  # the one before stays until the newest is whole
@@ -154,6 +131,13 @@ def _train_one(
         callbacks=[_Record(folder / "metrics.jsonl", name)],
     )
     trainer.remove_callback(PrinterCallback)  # the record's bar says it
+    if newest is None:
+        component.rehearse_saving()
+        first = Completion(tuple(rows[0]["prompt_ids"]), tuple(rows[0]["chosen_ids"]))
+        with torch.no_grad():
+            score = component.score([first])
+            with component.reference():
+                check_log_ratios(name, score - component.score([first]), score)
     trainer.train(resume_from_checkpoint=newest)
     for adapter in set(component.model.peft_config) - adapters:  # TRL keeps its reference as a second adapter
         component.model.delete_adapter(adapter)

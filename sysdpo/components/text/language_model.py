@@ -20,6 +20,7 @@ from sysdpo.components.text.pretrained import Weights, load_causal_lm
 from sysdpo.components.text.probe import FIRST_LENGTH, packs_at, probe
 from sysdpo.errors import SettingError
 from sysdpo.sampling.decoding import Uncached, accepts
+from sysdpo.sampling.monte_carlo import MonteCarlo
 
 log = logging.getLogger(__name__)
 
@@ -259,9 +260,26 @@ class LanguageModel(Component):
 
     def rehearse_saving(self) -> None:
         if isinstance(self.model, PeftModel) and self.device.type != "meta":
-            rehearse_saving(self.model, self.load)
+            rehearse_saving(self.model, self.restore)
 
-    def load(self, folder: str) -> None:
+    @classmethod
+    def load(cls, pretrained: str, prompt: str | Mapping[str, Any], **settings: Any) -> "LanguageModel":
+        """A pretrained model as a component, with the settings of `conf/model/` unless they are given.
+
+        Args:
+            pretrained: `smollm2_135m` (its wheel), a folder in the layout of `save_pretrained`, or a hub id.
+            prompt: what the model is asked, `{name}` standing for a parent; or `{"user": …, "system": …, "examples": …,
+                "prefix": …}`.
+            settings: of `build_language_model`: `lora`, `generation`, `max_new_tokens`, `dtype`, `device`, …
+        """
+        defaults = {
+            "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+            "generation": MonteCarlo(temperature=0.7, top_p=0.9, distinct=False),
+        }
+        asked = {"user": prompt} if isinstance(prompt, str) else prompt
+        return build_language_model(prompt=asked, pretrained=pretrained, kind=cls, **{**defaults, **settings})
+
+    def restore(self, folder: str) -> None:
         if isinstance(self.model, PeftModel):
             load_adapter(self.model, folder, self.device)
         else:
