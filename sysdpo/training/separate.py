@@ -98,6 +98,13 @@ def _train_one(
     micro_batch_size = min(settings.micro_batch_size, settings.batch_size)
     checkpoints = folder / "checkpoints" / name
     newest = _newest(checkpoints)
+    if newest is None:
+        component.rehearse_saving()
+        first = Completion(tuple(rows[0]["prompt_ids"]), tuple(rows[0]["chosen_ids"]))
+        with torch.no_grad():
+            score = component.score([first])
+            with component.reference():
+                check_log_ratios(name, score - component.score([first]), score)
     trainer = TokenDPOTrainer(
         nll_weight=settings.nll_weight,
         model=component.model,
@@ -131,13 +138,6 @@ def _train_one(
         callbacks=[_Record(folder / "metrics.jsonl", name)],
     )
     trainer.remove_callback(PrinterCallback)  # the record's bar says it
-    if newest is None:
-        component.rehearse_saving()
-        first = Completion(tuple(rows[0]["prompt_ids"]), tuple(rows[0]["chosen_ids"]))
-        with torch.no_grad():
-            score = component.score([first])
-            with component.reference():
-                check_log_ratios(name, score - component.score([first]), score)
     trainer.train(resume_from_checkpoint=newest)
     for adapter in set(component.model.peft_config) - adapters:  # TRL keeps its reference as a second adapter
         component.model.delete_adapter(adapter)

@@ -44,11 +44,14 @@ class ChatTemplate:
         names = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self.control: dict[str, int] = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names if name}
         self._pattern = re.compile("|".join(map(re.escape, self.control)) or r"(?!)")
-        self.exists = bool(tokenizer.chat_template)
         self.knows_system, self.end = True, None
         if self.exists:
             self._undated = _undated(tokenizer)
             self._learn()
+
+    @property
+    def exists(self) -> bool:
+        return bool(self.tokenizer.chat_template)
 
     def _learn(self) -> None:
         question = {"role": "user", "content": USER}
