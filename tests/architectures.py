@@ -136,3 +136,54 @@ def build(name: str) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config).eval()
+
+
+PLAIN = {
+    "qwen3_next", "gpt_neo", "bloom", "mpt", "falcon with alibi", "mamba", "mamba2", "falcon_mamba", "jamba", "bamba",
+    "nemotron_h", "falcon_h1", "granitemoehybrid", "lfm2", "recurrent_gemma", "rwkv", "xlstm", "minimax", "openai-gpt",
+}  # fmt: skip
+UNCACHED = {"recurrent_gemma", "rwkv", "xlstm", "minimax", "openai-gpt"}
+REFUSED = {"bert", "xlm"}
+OUTCOMES = {
+    name: "refused"
+    if name in REFUSED
+    else f"{'plain' if name in PLAIN else 'packed'}, {'uncached' if name in UNCACHED else 'cached'}"
+    for name in ARCHITECTURES
+}
+"""What the probe finds; `tests/parity/test_architectures.py` compares each with the code, and the page with these."""
+
+HEAD_OF_PAGE = """# Which causal language models, and how
+
+Scores and samples are the model's own, for any causal language model of transformers. Two shortcuts save time where
+they change no number, and a probe at load decides: a handful of tiny forwards in fp32, each compared with the bare
+forward of one text (1e-4 relative). No name of an architecture decides anything; the list is what was tried.
+
+- **packed**: completions of one prompt share one sequence. The model's own mask (causal, sliding, chunked) is asked in
+  each completion's own positions and cut off between completions. **plain**: one sequence a completion, because the
+  numbers would change (a recurrence, an ALiBi, a window inside the layers). Longer sequences than those tried at load
+  are tried before they are first used.
+- **cached**: prompts of different lengths are continued in one batch, padded on the left, with a cache whose rows
+  beams and draws reorder. **uncached**: the cache cannot be reordered or there is none, so every step reads the whole
+  text again: slow, and right.
+- **refused**: one line; the model sees what comes after a token.
+
+This page is written by `python -m tests.architectures`, from the outcomes that
+`tests/parity/test_architectures.py` compares with the code.
+
+| architecture | scores | samples |
+|---|---|---|
+"""
+
+
+def table() -> str:
+    rows = []
+    for name, outcome in sorted(OUTCOMES.items()):
+        scores, _, samples = outcome.partition(", ")
+        rows.append(f"| {name} | {scores} | {samples or 'refused'} |\n")
+    return HEAD_OF_PAGE + "".join(rows)
+
+
+if __name__ == "__main__":
+    from tests.conftest import ROOT
+
+    (ROOT / "docs" / "architectures.md").write_text(table(), encoding="utf-8")

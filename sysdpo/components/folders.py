@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from tokenizers import Tokenizer
+from transformers import CONFIG_MAPPING
 
 from sysdpo.errors import SettingError
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @contextmanager
@@ -41,13 +41,18 @@ def check_model_folder(setting: str, folder: Path, trust_remote_code: bool = Fal
         if (folder / name).exists():
             read = read_mapping(setting, folder / name)
             code = code or (read.get("auto_map") or {})
-    if code and not trust_remote_code and config.get("model_type") is None:
-        raise SettingError(f"{setting}: {folder} brings its own code; read it, then set trust_remote_code=true.")
+    if code and not trust_remote_code and config.get("model_type") not in CONFIG_MAPPING:
+        raise SettingError(
+            f"{setting}: {folder / 'config.json'} asks for the folder's own code, which nobody has read for you; read "
+            "it, then set model.trust_remote_code=true on the command line."
+        )
     if not isinstance(config.get("model_type"), str):
         raise SettingError(f"{setting}: {folder / 'config.json'} names no model_type, so nothing can load it.")
-    for name in ("tokenizer.json", "model.safetensors.index.json"):
-        if (folder / name).exists():
-            read_mapping(setting, folder / name)
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.exists():
+        read_mapping(setting, tokenizer)
+        with loading(setting, str(tokenizer)):
+            Tokenizer.from_file(str(tokenizer))
     check_safetensors(setting, folder)
 
 
@@ -91,6 +96,12 @@ def read_mapping(setting: str, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingError(f"{setting}: {path} holds a {type(content).__name__} where a mapping belongs.")
     return content
+
+
+def weight_file(folder: Path) -> str:
+    """The first file of weights, for a line about what is in it."""
+    found = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.bin"))]
+    return found[0].name if found else "its weights"
 
 
 def check_finite(setting: str, source: str, model: torch.nn.Module) -> None:

