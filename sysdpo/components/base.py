@@ -50,7 +50,7 @@ class TokenSampler(Protocol):
         n: int,
         seeds: Sequence[int],
         max_new_tokens: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
     ) -> list[list[list[int]]]:
         """At most `n` completions, as token ids, for each of the B left-padded prompts [B, T]."""
@@ -79,6 +79,13 @@ class Component(nn.Module):
 
     def check_value(self, value: Value) -> None:
         """Refuse, with one line, a value that cannot be scored (an image of another size)."""
+
+    def equal_values(self, a: Value, b: Value) -> bool:
+        """Whether two values are one to this component, so that a pair of them would teach it nothing."""
+        return isinstance(a, str) and isinstance(b, str) and a == b
+
+    def rehearse_saving(self) -> None:
+        """Refuse, before training, trained weights that could not be saved after it."""
 
     def sample(
         self, parents: Parents, n: int, seeds: Sequence[int], sampler: TokenSampler | None = None

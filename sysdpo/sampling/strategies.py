@@ -5,7 +5,7 @@ whether they are thinned afterwards by the system's own likelihoods.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class DiverseBeam:
         n: int,
         seeds: Sequence[int],
         max_new_tokens: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
     ) -> list[list[list[int]]]:
         # joint samples that have parted ways ask for fewer beams each than there are samples
@@ -70,14 +70,15 @@ class DiverseBeam:
             pad_token_id=pad_token_id,
             length_penalty=self.length_penalty,
         )
+        ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
         return [
-            [_until_end(ids, eos_token_id) for ids, repeated in zip(beams, row_repeats, strict=True) if not repeated]
+            [_until_end(ids, ends) for ids, repeated in zip(beams, row_repeats, strict=True) if not repeated]
             for beams, row_repeats in zip(output.sequences.tolist(), output.duplicate.tolist(), strict=True)
         ]
 
 
-def _until_end(ids: list[int], eos_token_id: int) -> list[int]:
-    return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids
+def _until_end(ids: list[int], ends: Collection[int]) -> list[int]:
+    return next((ids[: i + 1] for i, token in enumerate(ids) if token in ends), ids)
 
 
 @dataclass(frozen=True)

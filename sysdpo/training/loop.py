@@ -19,6 +19,7 @@ from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.objectives import Comparison, Preference
+from sysdpo.training.start import check_margin, check_saving
 
 COUNTS = {
     "steps": 1,
@@ -183,6 +184,8 @@ class Trainer:
             The best validated weights, already loaded; without validation, the last ones.
         """
         self.resume()
+        if self.step == 0:
+            check_saving(self.system)
         if self.step == 0 and self.settings.evaluate_every:
             self._record(self._evaluate())
         with bar("train", total=self.settings.steps, initial=self.step) as progress:
@@ -229,6 +232,8 @@ class Trainer:
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             compared = self.preference.compare(self.system, part, [self._seed(p, step) for p in part])
+            if self.step == 0 and torch.is_grad_enabled():  # no weight has moved
+                check_margin(self.system, compared)
             loss = self._loss(compared)
             if torch.is_grad_enabled():
                 # summed here and divided by all pairs: accumulation gives the gradient of one large batch
