@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sysdpo.errors import SettingError, nearest
+from sysdpo.components.text.conversation import unfold
+from sysdpo.errors import SettingError, TooLong, nearest
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +61,16 @@ class Prompt:
                 )
 
     def messages(self, parents: Mapping[str, Any]) -> list[dict[str, str]]:
-        texts = {name: _as_text(value) for name, value in parents.items()}
-        messages = [{"role": "system", "content": self.system.format(**texts)}] if self.system is not None else []
+        template = self.template(parents)
+        named = placeholders(str(template)) | placeholders(self.system or "")
+        systems, earlier, plain = unfold(parents, named)
+        texts = {name: _as_text(value) for name, value in plain.items()}
+        if self.system is not None:
+            systems = [self.system.format(**texts), *systems]
+        messages = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
         for user, assistant in self.examples:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        template = self.template(texts)
+        messages += [turn._asdict() for turn in earlier]
         return [*messages, {"role": "user", "content": str(template).format(**texts)}]
 
 
@@ -122,7 +128,7 @@ class TextCodec:
             text = "\n\n".join(m["content"] for m in messages) + "\n\n"
         ids = self._ids(str(text) + self.prompt.prefix)
         if self.max_length is not None and len(ids) + self.max_new_tokens > self.max_length:
-            raise SettingError(
+            raise TooLong(
                 f"a prompt of {len(ids)} tokens and max_new_tokens={self.max_new_tokens} exceed the model's context "
                 f"of {self.max_length}; shorten the prompt or lower max_new_tokens. It begins: {str(text)[:60]!r}"
             )
