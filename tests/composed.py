@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sysdpo.cli.command import CONFIG
+from sysdpo.paths import CONF
 from sysdpo.experiment.build import build_system
 from sysdpo.system import CompoundSystem
 
-SYSTEMS = sorted(path.stem for path in (CONFIG / "system").glob("*.yaml"))
+SYSTEMS = sorted(path.stem for path in (CONF / "system").glob("*.yaml"))
 TEXT_SYSTEMS = [name for name in SYSTEMS if name != "llm_diffusion"]
 
 
 def compose_system(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The whole config with this system at scale=smoke; the one with images comes with its experiment."""
     extra = ["experiment=table1"] if name == "llm_diffusion" else []
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", ["scale=smoke", "device=cpu", *extra, f"system={name}", *overrides])
 
 

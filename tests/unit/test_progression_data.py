@@ -13,7 +13,8 @@ from datasets import load_from_disk
 from PIL import Image
 
 from sysdpo.components.image.pixels import to_picture, to_pixels
-from sysdpo.data import progression, storage
+from sysdpo.data import storage
+from sysdpo.tasks.progression import source as progression
 from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, save_rows
 from sysdpo.errors import SettingError
