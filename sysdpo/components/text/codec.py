@@ -22,6 +22,10 @@ CHATML = (
 )
 
 
+TEXT_LIMIT = 4_000_000
+"""Characters of a prompt beyond which it is not even tokenised: tokens take up to 200 bytes each."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What a component is asked: templates in which `{name}` stands for a parent (`{{` and `}}` for braces).
@@ -133,6 +137,21 @@ class TextCodec:
                 f"of {self.max_length}; shorten the prompt or lower max_new_tokens. It begins: {str(text)[:60]!r}"
             )
         return ids
+
+    def check_length(self, parents: Mapping[str, Any], drafts: Mapping[str, int]) -> None:
+        """Refuse a prompt that exceeds the context, or will once its parents are drawn ({parent: its most tokens})."""
+        longest = sum(len(value) for value in parents.values() if isinstance(value, str))
+        if longest > TEXT_LIMIT:  # not even worth the memory of its tokens
+            raise TooLong(f"a prompt of {longest} characters is longer than any context; shorten the prompt.")
+        ids = self.prompt_ids(parents)
+        text = f"{self.prompt.template(parents)}{self.prompt.system or ''}"
+        coming = sum(tokens * text.count(f"{{{name}}}") for name, tokens in drafts.items())
+        if self.max_length is not None and len(ids) + coming + self.max_new_tokens > self.max_length:
+            raise TooLong(
+                f"a prompt of {len(ids)} tokens, to which drafts add up to {coming}, and max_new_tokens="
+                f"{self.max_new_tokens} exceed the model's context of {self.max_length}; shorten the prompt or lower "
+                "max_new_tokens."
+            )
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """The tokens whose probability is p(text | prompt): with the end token, unless the limit cut the text off."""
