@@ -26,7 +26,7 @@ PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/
 REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-moa reproduce-theory report-table1 report-table2 report-moa \
-	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace draw-systems plan benchmark \
+	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan benchmark \
 	benchmark-table test test-slow test-gpu lint clean
 
 help:  ## this list
@@ -74,7 +74,11 @@ wandb-sync: $(READY)  ## upload the offline W&B runs under OUTPUTS (wandb login 
 wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|table2 (wandb login first)
 	$(RUN) scripts/wandb_workspace.py experiment=$(or $(filter-out all,$(EXPERIMENT)),table2) $(COMMON) $(ARGS)
 
-draw-systems: $(READY)  ## the graphs in the README, from conf/system
+docs: $(READY)  ## the documentation as a site, in site/
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+
+draw-systems: $(READY)  ## the graphs in docs/systems.md, from conf/system
 	$(RUN) scripts/draw_systems.py
 
 EXPERIMENT ?= all

@@ -1,6 +1,7 @@
 """The contract of a component: one conditional distribution p(v | Pa(v)) and its frozen reference (eq. 3)."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -14,6 +15,22 @@ Parents = Sequence[Mapping[str, Value]]
 """One mapping {parent name: value} a row."""
 
 Likelihood = Literal["exact", "bound", "constant"]
+
+
+def identity(value: Value) -> Hashable:
+    """A key that two values share exactly where they are equal, whatever they are made of."""
+    if isinstance(value, Tensor):
+        return (
+            "tensor",
+            str(value.dtype),
+            tuple(value.shape),
+            value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes(),
+        )
+    if isinstance(value, Mapping):
+        return ("mapping", *sorted((str(name), identity(each)) for name, each in value.items()))
+    if isinstance(value, list | tuple):
+        return ("list", *map(identity, value))
+    return value if isinstance(value, Hashable) else (type(value).__name__, pickle.dumps(value))
 
 
 class TokenSampler(Protocol):
@@ -146,6 +163,6 @@ class Component(nn.Module):
         """Write the trained weights in the layout of the library they belong to (PEFT, diffusers)."""
         raise NotImplementedError
 
-    def load(self, folder: str) -> None:
+    def restore(self, folder: str) -> None:
         """Take the trained weights that `save` wrote; the reference stays as it is."""
         raise NotImplementedError

@@ -108,6 +108,6 @@ class Tabular(Component):
     def save(self, folder: str) -> None:
         torch.save(self.state_dict(), f"{folder}/table.pt")
 
-    def load(self, folder: str) -> None:
+    def restore(self, folder: str) -> None:
         state = torch.load(f"{folder}/table.pt", map_location=self.logits.device, weights_only=True)
         self.logits.data.copy_(state["logits"])

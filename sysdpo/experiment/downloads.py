@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.components.hub import check_available, is_hub_id
-from sysdpo.data.records import fetch_rows
+from sysdpo.data.files import fetch_rows
 
 EVALUATORS = {"judge": (".RewardModelJudge", "model"), "scorer": (".build_clip_antonym", "pretrained")}
 """Judges and scorers that are models, and the key that names theirs."""

@@ -19,13 +19,12 @@ from sysdpo.progress import named
 from sysdpo.runs.folder import RunFolder, write_json
 from sysdpo.runs.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
-from sysdpo.training.checkpoints import save_components
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
 from sysdpo.training.separate import train_separately
 
 log = logging.getLogger(__name__)
 
-NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures")
+NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures", "contrasts")
 """Who listens, how much at a time, how a report looks: no reason to run a row again."""
 
 TRAINERS = ("joint", "separate")
@@ -152,5 +151,5 @@ def align(
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
-    save_components(system, system.trainable, folder / "adapters")
+    system.save(folder / "adapters")
     return metrics

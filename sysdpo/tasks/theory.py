@@ -23,6 +23,7 @@ from sysdpo.reporting.theory import write_theory_report
 from sysdpo.runs.folder import write_json
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import Trainer, TrainingSettings
 from sysdpo.training.objectives import Direct, Preference, Sampling
@@ -313,7 +314,7 @@ def approximation_error(settings: TheorySettings) -> list[dict[str, Any]]:
             repeats = 1 if method == "diverse_beam" else settings.repeats
             sampler = ALL if method == "diverse_beam" else MonteCarlo(distinct=method == "monte_carlo")
             parents = [{"x": x} for x in inputs for _ in range(repeats)]
-            seeds = [settings.seed * 1_000_003 + i for i in range(len(parents))]
+            seeds = [stream(settings.seed, i) for i in range(len(parents))]
             drawn = first.sample(parents, k, seeds, sampler)
             estimates: dict[str, list[Tensor]] = {name: [] for name in joint}
             for row, values in zip(parents, drawn, strict=True):

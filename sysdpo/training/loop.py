@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +15,7 @@ from sysdpo.errors import SettingError, check_count, nearest
 from sysdpo.losses import Link, preference_loss
 from sysdpo.progress import bar
 from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.objectives import Comparison, Preference
@@ -37,11 +38,11 @@ NOT_NEGATIVE = ("label_smoothing", "nll_weight", "weight_decay")
 class TrainingSettings:
     """Every key is commented in `conf/training/default.yaml`."""
 
-    steps: int
-    batch_size: int
-    micro_batch_size: int
-    learning_rate: float
-    beta: float
+    steps: int = 24
+    batch_size: int = 8
+    micro_batch_size: int = 8
+    learning_rate: float = 1e-4
+    beta: float = 0.1
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     link: Link = "sigmoid"
     label_smoothing: float = 0.0
@@ -113,19 +114,36 @@ class Best:
 
 
 class Trainer:
-    """Trains what `system.train_only` made trainable; `folder` gets `metrics.jsonl` and `checkpoints/`."""
+    """Trains the components of a system that are trainable (`CompoundSystem.train_only`).
+
+    Args:
+        system: the policy; its reference is what it was before training.
+        preference: how two outcomes are compared: `Direct()` (eq. 4) or `Sampling(k=2)` (eq. 9).
+        train: the pairs.
+        validation: pairs to choose weights by, where `validate_every` is set.
+        settings: of the loop; single ones may be given by name instead: `steps=24, learning_rate=1e-4`.
+        folder: gets `metrics.jsonl` and `checkpoints/`, from which the same call goes on.
+        log: is given every record of `metrics.jsonl`.
+        evaluate: measures the current system, every `evaluate_every` updates.
+    """
 
     def __init__(
         self,
         system: CompoundSystem,
         preference: Preference,
         train: Sequence[Pair],
-        validation: Sequence[Pair],
-        settings: TrainingSettings,
-        folder: Path,
-        log: Any = None,
+        validation: Sequence[Pair] = (),
+        settings: TrainingSettings | None = None,
+        folder: str | Path = "run",
+        log: Callable[[Mapping[str, float]], object] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
+        **changes: Any,
     ) -> None:
+        if unknown := next((name for name in changes if name not in TrainingSettings.__dataclass_fields__), None):
+            raise SettingError(f"Trainer: {nearest(unknown, TrainingSettings.__dataclass_fields__)}")
+        settings = replace(settings or TrainingSettings(), **changes)
+        folder = Path(folder)
+        preference.check(system)
         check_training(system, settings)
         check_pairs(train, validation, settings)
         self.system, self.preference, self.settings, self.folder = system, preference, settings, folder
@@ -245,7 +263,7 @@ class Trainer:
         return chosen
 
     def _seed(self, pair: Pair, step: int) -> int:
-        return (self.settings.seed * 1_000_003 + step) * 1_000_003 + pair.index
+        return stream(self.settings.seed, step, pair.index)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -321,5 +339,5 @@ def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _order(n: int, seed: int, epoch: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(stream(seed, epoch))
     return torch.randperm(n, generator=generator).tolist()

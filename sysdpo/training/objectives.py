@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sysdpo.components.base import identity
 from sysdpo.errors import SettingError
 from sysdpo.losses import direct_margin, sampling_margin
-from sysdpo.sampling.strategies import SamplingStrategy, most_contrasting
+from sysdpo.sampling.monte_carlo import MonteCarlo
+from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy, most_contrasting
 from sysdpo.system import CompoundSystem, Pair
 
 SIDES = ("chosen", "rejected")
@@ -88,12 +90,21 @@ class Direct:
         )
 
 
-@dataclass(frozen=True)
 class Sampling:
-    """SysDPO-Sampling: intermediates are drawn from the current system and summed out (eq. 9)."""
+    """SysDPO-Sampling: intermediates are drawn from the current system and summed out (eq. 9).
 
-    strategy: SamplingStrategy
-    needs_intermediates: bool = False
+    Args:
+        strategy: how samples are found; or say it in short, `Sampling(k=4, draw=MonteCarlo())`:
+        k: joint samples of the intermediates for each pair (K in eq. 9).
+        draw: how a language model draws its share of them.
+    """
+
+    needs_intermediates = False
+
+    def __init__(
+        self, strategy: SamplingStrategy | None = None, *, k: int = 2, draw: DiverseBeam | MonteCarlo | None = None
+    ) -> None:
+        self.strategy = strategy or SamplingStrategy(k, draw or DiverseBeam())
 
     def check(self, system: CompoundSystem) -> None:
         for variable in system.graph.generated:
@@ -170,7 +181,7 @@ class Sampling:
         drawn = []
         for b in range(len(pairs)):
             samples = [{name: row[name] for name in names} for row in rows[b * n : (b + 1) * n]]
-            drawn.append(list({repr(sample): sample for sample in samples}.values()))
+            drawn.append(list({identity(sample): sample for sample in samples}.values()))
         return self._contrast(system, pairs, drawn) if self.strategy.contrastive else drawn
 
     def _contrast(

@@ -19,6 +19,7 @@ from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.errors import SettingError
 from sysdpo.progress import bar
 from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
 
@@ -50,7 +51,7 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
     final = system.graph.finals[0].name
     intermediates = [v.name for v in system.graph.intermediates]
     with_parents = system.generate(
-        [p.inputs for p in pairs], [settings.seed * 1_000_003 + p.index for p in pairs], only=intermediates
+        [p.inputs for p in pairs], [stream(settings.seed, p.index) for p in pairs], only=intermediates
     )
     for name in system.components:
         component = system.component(name)

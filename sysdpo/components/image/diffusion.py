@@ -195,7 +195,7 @@ class Diffusion(Component):
             unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),
         )
 
-    def load(self, folder: str) -> None:
+    def restore(self, folder: str) -> None:
         if not self.has_lora:
             self.trainable(True)  # the reference is kept before it is left
             trained = UNet2DConditionModel.from_pretrained(str(Path(folder) / "unet"))

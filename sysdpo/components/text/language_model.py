@@ -17,6 +17,7 @@ from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.pretrained import Weights, add_lora, load_causal_lm
 from sysdpo.errors import SettingError
+from sysdpo.sampling.monte_carlo import MonteCarlo
 
 HEAD_CHUNK = 2048
 """Completion tokens a pass through the LM head; their logits (tokens x vocabulary, fp32) are the largest tensors."""
@@ -241,7 +242,24 @@ class LanguageModel(Component):
     def save(self, folder: str) -> None:
         self.model.save_pretrained(folder)
 
-    def load(self, folder: str) -> None:
+    @classmethod
+    def load(cls, pretrained: str, prompt: str | Mapping[str, Any], **settings: Any) -> "LanguageModel":
+        """A pretrained model as a component, with the settings of `conf/model/` unless they are given.
+
+        Args:
+            pretrained: `smollm2_135m` (its wheel), a folder in the layout of `save_pretrained`, or a hub id.
+            prompt: what the model is asked, `{name}` standing for a parent; or `{"user": …, "system": …, "examples": …,
+                "prefix": …}`.
+            settings: of `build_language_model`: `lora`, `generation`, `max_new_tokens`, `dtype`, `device`, …
+        """
+        defaults = {
+            "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+            "generation": MonteCarlo(temperature=0.7, top_p=0.9, distinct=False),
+        }
+        asked = {"user": prompt} if isinstance(prompt, str) else prompt
+        return build_language_model(prompt=asked, pretrained=pretrained, kind=cls, **{**defaults, **settings})
+
+    def restore(self, folder: str) -> None:
         if isinstance(self.model, PeftModel):
             set_peft_model_state_dict(self.model, load_peft_weights(folder, device=str(self.device)))
         else:
