@@ -315,7 +315,7 @@ def _implicit(
     if not all(c.isspace() for c in following if c) and not prompt[-1:].isspace():
         prompt = re.sub(r"\S+\Z", "", prompt)
     if not prompt.strip():
-        raise SettingError(f"has no prompt, and its answers share no beginning; {_no_prompt(row, input_name)}")
+        raise SettingError(_no_prompt(row, input_name))
     return prompt.rstrip(), chosen[len(prompt) :].lstrip(), rejected[len(prompt) :].lstrip()
 
 

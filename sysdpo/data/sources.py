@@ -76,8 +76,8 @@ class Recorded:
             log.info("data: %s", printable(line))
         return split(found.pairs, self.evaluation, self.validation, self.seed, self.limit)
 
-    def read(self, system: CompoundSystem, needs_intermediates: bool) -> Understood:
-        """All pairs that `system` can be trained on, and what became of the other rows."""
+    def read(self, system: CompoundSystem, needs_intermediates: bool, rows: Sequence[Row] | None = None) -> Understood:
+        """All pairs that `system` can be trained on, and what became of the other rows (None: those of the file)."""
         if self.bad_rows not in BAD_ROWS:
             raise SettingError(f"dataset.bad_rows: {nearest(self.bad_rows, BAD_ROWS)}")
         if (self.chosen is None) != (self.rejected is None):
@@ -85,7 +85,7 @@ class Recorded:
         columns = {"chosen": self.chosen, "rejected": self.rejected} if self.chosen and self.rejected else None
         drop = self.bad_rows == "drop"
         found = understand(
-            self.rows(),
+            self.rows() if rows is None else rows,
             system.graph,
             needs_intermediates=needs_intermediates,
             inputs=self.inputs,

@@ -133,7 +133,7 @@ def test_rows_of_the_hub_s_columns(tmp_path: Path) -> None:
     config = composed("experiment=table2", f"dataset.path={path}", "dataset.evaluation=2")
     content: Any = OmegaConf.to_container(config.dataset)
     data = instantiate({k: v for k, v in content.items() if k != "name"}).prepare(make_two_llm(), tmp_path, False)
-    texts = {p.inputs["x"] for p in data.train} | {row["x"] for row in data.evaluation}
+    texts = {str(p.inputs["x"]) for p in data.train} | {str(row["x"]) for row in data.evaluation}
     assert texts == {f"Be brief.\n\nWhat is {i}?" for i in range(8) if i != 3} | {"What is 3?"}
     assert len(data.evaluation) == 2
     assert all(row["chosen"]["z"].startswith("It is") for row in data.evaluation)

@@ -179,7 +179,8 @@ def test_the_orca_sample_loads(shared_data: Path, tmp_path: Path) -> None:
         validation=8,
         inputs={"x": "{system}\n\n{question}"},
     )
-    data = source.prepare(make_two_llm(), tmp_path, needs_intermediates=False)
+    system = make_two_llm(architecture={"max_position_embeddings": 20_000})
+    data = source.prepare(system, tmp_path, needs_intermediates=False)
     assert len(data.evaluation) == 4  # ceil(0.015 * 240)
     assert len(data.validation) == 8
     assert len(data.train) == 228

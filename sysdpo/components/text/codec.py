@@ -153,6 +153,10 @@ class TextCodec:
                 "max_new_tokens."
             )
 
+    def count(self, text: str) -> int:
+        """How many tokens a whole text has, its end token left out."""
+        return len(self._ids(text[:TEXT_LIMIT]))
+
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """The tokens whose probability is p(text | prompt): with the end token, unless the limit cut the text off."""
         ids = self._ids(text)
