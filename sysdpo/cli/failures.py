@@ -101,4 +101,7 @@ def _wrong_part(error: Exception) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What it says, without anything that a terminal would act on: messages quote data."""
+    from sysdpo.errors import printable
+
+    return " ".join(printable(str(error)).split()) or type(error).__name__
