@@ -36,8 +36,8 @@ PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/
 REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-moa reproduce-theory report-table1 report-table2 report-moa \
-	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan check-data benchmark \
-	benchmark-table test test-slow test-gpu lint clean
+	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan check-data \
+	benchmark benchmark-table faults test test-slow test-gpu lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -126,6 +126,11 @@ benchmark: $(READY)  ## our training step beside TRL's and beside our own withou
 
 benchmark-table: $(READY)  ## a table's own setting measured beside its plan: EXPERIMENT=table2 SCALE=paper ARGS="llm.weights=random"
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/benchmarks/table.py experiment=$(e) $(COMMON) $(ARGS) &&) true
+
+TRIES ?= 6
+
+faults: $(READY)  ## rows at smoke killed, starved of room, their files harmed: what comes of it: TRIES=6
+	$(RUN) scripts/faults.py --tries $(TRIES) --page docs/faults.md
 
 test: $(READY) lint  ## everything but the slow and the GPU tier
 	$(RUN) -m pytest

@@ -4,15 +4,15 @@ import functools
 import logging
 import os
 import re
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from sysdpo.cli.failures import explain, failed
 from sysdpo.paths import CONF
+from sysdpo.runs.stopping import Terminated, as_worker, end_workers, is_worker, stoppable
 
 
 def prepare_environment() -> None:
@@ -30,22 +30,6 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|peft|transformers|trl)\.")
     for name in ("diffusers.models.modeling_utils", "transformers.utils.import_utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: workers end with it, and what is open is closed."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    def terminate(*_: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable[[], None]:
@@ -68,7 +52,8 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
 
         prepare_environment()  # a launcher's worker did not come through `main`
         try:
-            return task(config)
+            with as_worker() if is_worker() else nullcontext():
+                return task(config)
         except Exception as error:
             if is_collected(HydraConfig.get()):
                 raise failed(error) from None
@@ -83,11 +68,11 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
         mistakes.clear()
         StudySweeper.register()
         try:
-            with _terminable():
+            with stoppable(first=end_workers):
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
         except KeyboardInterrupt as interrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-            raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from None
+            raise SystemExit(interrupt.status if isinstance(interrupt, Terminated) else 130) from None
         except MultirunFailed as failure:
             for line in failure.lines:
                 print(f"error: {line}", file=sys.stderr)

@@ -9,8 +9,10 @@ import hashlib
 import itertools
 import logging
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from omegaconf import DictConfig
 from sysdpo.cli.failures import JobFailed, failed
 from sysdpo.errors import SettingError
 from sysdpo.reporting.sweeps import summarise
-from sysdpo.runs.folder import write_json
+from sysdpo.runs.files import write_json, write_text
 
 TARGET = "hydra_plugins.sysdpo.StudySweeper"
 """The name by which `conf/hydra/sweeper/study.yaml` asks for the sweeper."""
@@ -200,8 +202,7 @@ class StudySweeper(Sweeper):
             self._launch([job for job in parsed.jobs if job.name in composed], failures)
         finally:
             for name, failure in failures.items():
-                logs.mkdir(parents=True, exist_ok=True)
-                (logs / f"{name}.log").write_text(f"{failure.line}\n\n{failure.details}", encoding="utf-8")
+                write_text(logs / f"{name}.log", f"{failure.line}\n\n{failure.details}")
             for job in parsed.jobs:
                 if job.name not in failures:
                     (logs / f"{job.name}.log").unlink(missing_ok=True)
@@ -225,10 +226,33 @@ class StudySweeper(Sweeper):
                 left = f", about {_duration(seconds)} left" if number else ""
                 line = f"job {number + 1} of {len(jobs)}{left}: {batch[0].name}" if alone else f"{len(jobs)} jobs"
                 print(line, flush=True)
+            self._launch_together(batch, number, failures)
+
+    def _launch_together(self, batch: Sequence[Job], number: int, failures: dict[str, JobFailed]) -> None:
+        """A worker that is killed takes the others with it: they are then done again, each by itself."""
+        try:
             returns = self.launcher.launch([list(job.overrides) for job in batch], initial_job_idx=number)
-            for job, done in zip(batch, returns, strict=True):
-                if (failure := _failure(done)) is not None:
-                    failures[job.name] = failure
+        except BrokenExecutor:
+            if len(batch) == 1:
+                failures[batch[0].name] = JobFailed(
+                    f"{batch[0].name}: its process was killed, mostly by the system for want of memory; give it more, "
+                    "or run fewer jobs side by side (JOBS=1)",
+                    True,
+                    "The process ended without a traceback.",
+                )
+                return
+            print(
+                f"a worker process was killed, mostly by the system for want of memory: the rows of its {len(batch)} "
+                "jobs that are not finished go on one at a time",
+                file=sys.stderr,
+                flush=True,
+            )
+            for job in batch:
+                self._launch_together([job], number, failures)
+            return
+        for job, done in zip(batch, returns, strict=True):
+            if (failure := _failure(done)) is not None:
+                failures[job.name] = failure
 
     def _summarise(
         self,

@@ -15,6 +15,7 @@ from sysdpo.system import Pair
 
 Row = dict[str, Any]
 
+
 @dataclass(frozen=True)
 class PreferenceData:
     """What a run needs: pairs to train on, pairs to stop by, rows to be judged on.

@@ -80,7 +80,9 @@ def check(pair: Pair, system: CompoundSystem) -> None:
 
 def reasons(found: Understood) -> str:
     """`2 equal answers, 1 a tie by the data (status: tie)`."""
-    return ", ".join(f"{len(rows)} {reason} ({_rows(rows)})" for reason, rows in found.dropped.items()) or "none dropped"
+    return (
+        ", ".join(f"{len(rows)} {reason} ({_rows(rows)})" for reason, rows in found.dropped.items()) or "none dropped"
+    )
 
 
 def _rows(numbers: Sequence[int]) -> str:
@@ -198,9 +200,7 @@ def _shortened(pair: Pair, name: str, length: int) -> Pair:
 
 def _with_pictures(pair: Pair, system: CompoundSystem, folder: Path | None) -> Pair:
     """Pictures that are only named become the bytes of their files, which must lie in the data set's own folder."""
-    drawn = [
-        v.name for v in system.graph.generated if any(system.component(n).draws == "image" for n in v.components)
-    ]
+    drawn = [v.name for v in system.graph.generated if any(system.component(n).draws == "image" for n in v.components)]
     if not drawn:
         return pair
     sides = [

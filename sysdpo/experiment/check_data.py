@@ -84,7 +84,9 @@ def _blanks(pairs: Sequence[Pair]) -> list[str]:
     return found
 
 
-def _calls(system: CompoundSystem, variable: Variable, pair: Pair, side: str) -> list[tuple[LanguageModel, dict[str, Any]]]:
+def _calls(
+    system: CompoundSystem, variable: Variable, pair: Pair, side: str
+) -> list[tuple[LanguageModel, dict[str, Any]]]:
     """The language models that draw a variable, with its parents; what is still to be drawn stays empty."""
     row = pair.row(side)
     if variable.plate is not None and not system.graph.opens_plate(variable.name):

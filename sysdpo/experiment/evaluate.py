@@ -11,7 +11,8 @@ from sysdpo.data.records import PreferenceData
 from sysdpo.data.storage import made_once
 from sysdpo.experiment.build import digest, untrained, without_seed
 from sysdpo.progress import progress
-from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.runs.files import is_summed, replacing, write_json, write_jsonl, write_summed
+from sysdpo.runs.folder import read_jsonl
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem
 
@@ -46,7 +47,10 @@ def evaluate(
     else:
         outputs = generate(system, rows, config.seed, config.evaluation_batch_size, "evaluate")
     metrics, judged = measure.measure(rows, outputs, baseline)
-    write_jsonl(folder / "samples" / "evaluation.jsonl", [_with_pictures(r, folder / "samples") for r in judged])
+    samples = folder / "samples"
+    pictured = sorted({key for record in judged for key, value in record.items() if isinstance(value, Image.Image)})
+    write_json(samples / "pictures.json", {"fields": pictured})  # text may look like a file name: it is none
+    write_jsonl(samples / "evaluation.jsonl", [_with_pictures(record, samples) for record in judged])
     return metrics
 
 
@@ -55,9 +59,9 @@ def _with_pictures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     plain = dict(record)
     for key, picture in record.items():
         if isinstance(picture, Image.Image):
-            folder.mkdir(parents=True, exist_ok=True)
             plain[key] = f"{record['row']:04d}.png"
-            picture.save(folder / plain[key])
+            with replacing(folder / plain[key]) as fresh:
+                picture.save(fresh, "PNG")
     return plain
 
 
@@ -69,12 +73,12 @@ def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[di
         [[row[v.name] for v in system.graph.inputs] for row in rows],
     ]
     path = Path(config.data_folder) / f"untrained-{digest(*made_by)}.jsonl"
-    with made_once(path, path) as missing:
+    with made_once(path, path, lambda: None if is_summed(path) else "is damaged") as missing:
         if missing:
             what = "evaluate the untrained system"
             with untrained(system):
                 outputs = generate(system, rows, config.seed, config.evaluation_batch_size, what)
-            write_jsonl(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
+            write_summed(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
     return read_jsonl(path)
 
 

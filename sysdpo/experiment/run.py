@@ -12,14 +12,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.data.records import PreferenceData
-from sysdpo.errors import SettingError, check_count, nearest
+from sysdpo.errors import SettingError, check_count, check_file_name, nearest
 from sysdpo.experiment.build import build_system, device_name, made_data, prepare_data, training_settings
 from sysdpo.experiment.downloads import check_downloads
 from sysdpo.experiment.evaluate import curve_point, evaluate
 from sysdpo.progress import named
-from sysdpo.runs.folder import RunFolder, write_json
+from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.wandb_log import Logger, Silent
-from sysdpo.system import CompoundSystem
+from sysdpo.system import CompoundSystem, check_component_name
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
 from sysdpo.training.separate import train_separately
 
@@ -40,6 +40,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def _run(config: DictConfig) -> dict[str, Any]:
+    check_names(config)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for name in NOT_OF_THE_RUN:
         resolved.pop(name, None)
@@ -98,13 +99,21 @@ def _run(config: DictConfig) -> dict[str, Any]:
             if names:
                 metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
             metrics |= evaluate(config, system, data, measure, folder.path)
-            write_json(folder.path / "metrics.json", metrics)
+            folder.finish(metrics)
             succeeded = True
         finally:
             logger.finish(succeeded)
         if mark := _heard(config, folder):
             mark.touch()
     return metrics
+
+
+def check_names(config: DictConfig) -> None:
+    """Refuse names that would put results elsewhere than their place, before anything is read or written."""
+    for key in ("experiment", "scale", "method.name", "dataset.name"):
+        check_file_name(key, OmegaConf.select(config, key))
+    for name in config.system.get("components") or {}:
+        check_component_name(str(name))
 
 
 def _heard(config: DictConfig, folder: RunFolder) -> Path | None:

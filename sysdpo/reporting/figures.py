@@ -19,6 +19,7 @@ from sysdpo.errors import SettingError
 from sysdpo.reporting.pooling import pool, variables
 from sysdpo.reporting.sheets import draw_sheet, sequence_lines
 from sysdpo.reporting.tables import Row, Table
+from sysdpo.runs.files import replacing, write_text
 from sysdpo.runs.folder import RunFolder
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, without the two that vanish on white or black
@@ -263,9 +264,9 @@ def save(canvas: Canvas, folder: Path, name: str) -> str:
     """Write `<name>.svg` and `<name>.png`; returns the SVG text."""
     text = io.StringIO()
     canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    folder.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
-    (folder / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
+    with replacing(folder / f"{name}.png") as fresh:
+        canvas.savefig(fresh, format="png", dpi=160, facecolor="white")
+    write_text(folder / f"{name}.svg", text.getvalue())
     return text.getvalue()
 
 

@@ -23,6 +23,7 @@ from sysdpo.reporting.tables import (
     show_paper,
     write_table,
 )
+from sysdpo.runs.files import write_text
 
 STYLE = ASSETS / "report.css"
 
@@ -39,7 +40,7 @@ def write_report(config: Mapping[str, Any], method_folder: Path, overrides: Sequ
     folder = Path(config["table_folder"]) / "report"
     write_table(table, folder)
     drawn = draw_figures(table, config, folder / "figures")
-    (folder / "index.html").write_text(render(table, drawn), encoding="utf-8")
+    write_text(folder / "index.html", render(table, drawn))
     lines = [f"{folder / 'figures' / figure.name}.svg  {figure.caption}" for figure in drawn.figures]
     lines += [f"not drawn: {line}" for line in drawn.missing]
     return "\n".join([as_markdown(table), *lines, str(folder / "index.html")])

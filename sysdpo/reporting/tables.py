@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from sysdpo.errors import SettingError
 from sysdpo.reporting.contrasts import Contrast, make_contrasts
 from sysdpo.reporting.pooling import Cell, pool
-from sysdpo.runs.folder import RunFolder, find_runs, write_json
+from sysdpo.runs.files import write_json, write_text
+from sysdpo.runs.folder import RunFolder, survey
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequen
     paper = config.get("paper") or {}
     rows, notes = [], []
     for method in config["rows"]:
-        runs = dict(find_runs(Path(config["table_folder"]), method))
+        runs, left_out = survey(Path(config["table_folder"]), method)
+        notes += left_out
         cells = {}
         for metric in config["metrics"]:
             cell, remark = pool(list(runs.values()), metric)
@@ -200,8 +202,8 @@ def _list(keys: Mapping[str, tuple[Any, Any]]) -> str:
 def write_table(table: Table, folder: Path) -> None:
     """`table.json`, `table.csv`, `table.md`: the same figures, the first two unrounded."""
     write_json(folder / "table.json", as_json(table))
-    (folder / "table.csv").write_text(as_csv(table), encoding="utf-8")
-    (folder / "table.md").write_text(as_markdown(table), encoding="utf-8")
+    write_text(folder / "table.csv", as_csv(table))
+    write_text(folder / "table.md", as_markdown(table))
 
 
 def as_json(table: Table) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sysdpo.cli.command import as_text, command
 from sysdpo.experiment.build import build_system
 from sysdpo.experiment.demo import demonstrate, load_run
 from sysdpo.runs.folder import RunFolder
+from sysdpo.training.checkpoints import checkpoint_path, checkpoint_steps
 from tests.integration.commands import train_in_process
 
 QUESTION = "Name {three} rivers, it's \\ easy: a=b"
@@ -66,7 +67,9 @@ def test_the_reference_of_a_loaded_run_is_the_untrained_system(text_run: Path) -
     system, trained = load_run(run)
     assert trained == ["psi1", "psi2"]
     rows = [{"x": "Q", "y": "draft", "z": "answer"}]
-    weights = torch.load(text_run / "checkpoints" / "newest.pt", weights_only=True)["weights"]
+    weights = torch.load(
+        checkpoint_path(text_run / "checkpoints", checkpoint_steps(text_run / "checkpoints")[0]), weights_only=True
+    )["weights"]
     own = dict(system.named_parameters())
     for name, value in weights.items():
         torch.testing.assert_close(own[name].detach(), value)

@@ -19,6 +19,7 @@ from sysdpo.components.weights import architecture_folder
 from sysdpo.experiment.build import build_system
 from sysdpo.paths import CONF
 from sysdpo.planning.probes import parts
+from sysdpo.training.checkpoints import checkpoint_path, checkpoint_steps
 from sysdpo.training.loop import Trainer
 from tests.image_systems import make_diffusion
 from tests.integration.commands import ROOT, train_in_process
@@ -122,7 +123,10 @@ def test_sample_train_checkpoint_resume_evaluate(
     monkeypatch.setattr(Trainer, "_update", real)
     assert train_in_process([*overrides, *more, f"outputs={tmp_path / 'cut'}"], monkeypatch) == 0
     whole, cut = (next((tmp_path / kind).glob(f"{name}/paper/*/seed=0")) for kind in ("whole", "cut"))
-    first, second = (torch.load(run / "checkpoints" / "newest.pt", weights_only=True) for run in (whole, cut))
+    first, second = (
+        torch.load(checkpoint_path(run / "checkpoints", checkpoint_steps(run / "checkpoints")[0]), weights_only=True)
+        for run in (whole, cut)
+    )
     assert first["step"] == second["step"] == 2
     assert first["weights"].keys() == second["weights"].keys()
     for key, value in first["weights"].items():

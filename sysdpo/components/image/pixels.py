@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sysdpo.errors import SettingError, printable
+from sysdpo.errors import SettingError, plain
 
 LATENTS_LIMIT = 50_000
 """Pictures whose latents are remembered; those of Stable Diffusion at 512 pixels take 64 KB each."""
@@ -66,7 +66,7 @@ def _decoded(content: bytes, size: int) -> Image.Image:
     except SettingError:
         raise
     except Exception as error:  # truncated, foreign, or made to do harm: of whatever decoder
-        said = printable(" ".join(str(error).split()))[:100]
+        said = plain(" ".join(str(error).split()))[:100]
         raise SettingError(f"the image cannot be read ({said}); it is truncated or no image file.") from error
     if getattr(picture, "n_frames", 1) != 1:
         raise SettingError(f"the image has {picture.n_frames} frames; store one of them.")

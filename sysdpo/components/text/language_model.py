@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
-from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.codec import Prompt, TextCodec
+from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.precision import hold_in, masters, widened_copy
@@ -253,7 +253,9 @@ class LanguageModel(Component):
             # a window may lie between what was tried at load and what comes: tried once for each power of two
             self._longest_pack = 1 << (length - 1).bit_length()
             if not packs_at(self.causal_lm, self._longest_pack):
-                log.info("%s: completions are scored one sequence each; in long sequences, its numbers differ", self.name)
+                log.info(
+                    "%s: completions are scored one sequence each; in long sequences, its numbers differ", self.name
+                )
                 self.share_prefix = False
                 packed = pack(completions, share_prefix=False, pad_token_id=pad)
         return packed.to(self.device)
