@@ -8,8 +8,8 @@ import pytest
 from tests.integration.commands import train_in_process
 
 SHORT = (
-    "sizes.prompts=300",
-    "sizes.evaluation_prompts=300",
+    "dataset.prompts=300",
+    "dataset.evaluation_prompts=300",
     "dataset.seed=1",
     "training.steps=30",
     "training.learning_rate=1e-3",
