@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,7 +14,7 @@ from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
-from sysdpo.components.text.precision import hold_in, masters, widened_copy
+from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
 from sysdpo.components.text.pretrained import Weights, load_causal_lm
 from sysdpo.components.text.probe import FIRST_LENGTH, packs_at, probe
 from sysdpo.errors import SettingError
@@ -118,7 +117,7 @@ class LanguageModel(Component):
     def _precision(self) -> Iterator[None]:
         """What is trained is kept in fp32 but multiplied in the model's own precision."""
         with (
-            disable_input_dtype_casting(self.model, active=isinstance(self.model, PeftModel)),
+            adapters_as_they_come(self.model),
             torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
             yield
@@ -230,7 +229,9 @@ class LanguageModel(Component):
             # a window may lie between what was tried at load and what comes: tried once for each power of two
             self._longest_pack = 1 << (length - 1).bit_length()
             if not packs_at(self.causal_lm, self._longest_pack):
-                log.info("%s: completions are scored one sequence each; in long sequences, its numbers differ", self.name)
+                log.info(
+                    "%s: completions are scored one sequence each; in long sequences, its numbers differ", self.name
+                )
                 self.share_prefix = False
                 packed = pack(completions, share_prefix=False, pad_token_id=pad)
         return packed.to(self.device)
