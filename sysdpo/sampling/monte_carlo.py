@@ -34,6 +34,15 @@ class MonteCarlo:
         if not 0 < self.top_p <= 1:
             raise SettingError(f"top_p={self.top_p}: must lie in (0, 1].")
 
+    @property
+    def why_not_own(self) -> str:
+        """Why these are not independent draws from the model itself; "" if they are."""
+        if self.temperature != 1.0:
+            return f"sampler.draw.temperature={self.temperature} draws from another distribution than temperature 1"
+        if self.top_p != 1.0:
+            return f"sampler.draw.top_p={self.top_p} leaves out what is less probable"
+        return "sampler.draw.distinct=true drops repeated draws, which have to count" if self.distinct else ""
+
     def draw(
         self,
         model: Any,

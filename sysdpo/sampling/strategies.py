@@ -39,6 +39,11 @@ class DiverseBeam:
         if not 0 <= self.diversity_penalty < math.inf:
             raise SettingError(f"sampler.draw.diversity_penalty={self.diversity_penalty}: must be a number, 0 or more.")
 
+    @property
+    def why_not_own(self) -> str:
+        """See `SamplingStrategy.check_own_draws`."""
+        return "beams are searched, not drawn, and have no probability of being drawn"
+
     def draw(
         self,
         model: Any,
@@ -117,6 +122,23 @@ class SamplingStrategy:
     @property
     def contrastive(self) -> bool:
         return self.num_draws > self.k
+
+    def check_own_draws(self, asked_by: str) -> None:
+        """Refuse whatever does not draw K independent samples from the system's own distribution.
+
+        Only of such samples the components' `log_prob` is the density. A sampler says by `why_not_own` what speaks
+        against it, "" if nothing does; one that does not say is refused.
+        """
+        if self.contrastive:
+            reason = f"sampler.candidates={self.candidates} keeps samples by what they explain, not as they were drawn"
+        else:
+            unknown = f"{type(self.draw).__name__} does not say so (its `why_not_own` would be '')"
+            reason = getattr(self.draw, "why_not_own", unknown)
+        if reason:
+            raise SettingError(
+                f"{asked_by} needs independent draws from the system itself, but {reason}; choose sampler=monte_carlo "
+                "as it comes."
+            )
 
 
 def most_contrasting(log_odds: Tensor) -> list[int]:

@@ -23,7 +23,7 @@ from sysdpo.progress import bar
 from sysdpo.runs.folder import read_jsonl, write_jsonl
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.loop import TrainingSettings
+from sysdpo.training.loop import TrainingSettings, rate_of
 from sysdpo.training.start import check_log_ratios
 from sysdpo.training.token_dpo import TokenDPOTrainer
 
@@ -69,7 +69,7 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
         ]
         if not rows:
             raise SettingError(f"trainer=separate: component {name!r} draws nothing for any of the {len(pairs)} pairs.")
-        rate = settings.learning_rates.get(name, settings.learning_rate)
+        rate = rate_of(settings, system, name)
         _train_one(name, component, rows, settings, rate, folder)
 
 

@@ -42,6 +42,7 @@ class Diffusion(Component):
     """
 
     likelihood = "bound"
+    draws = "image"
 
     def __init__(
         self,

@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from sysdpo.components.text.conversation import unfold
 from sysdpo.components.text.template import ChatTemplate
-from sysdpo.errors import SettingError, nearest
+from sysdpo.errors import SettingError, TooLong, nearest
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,10 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+TEXT_LIMIT = 4_000_000
+"""Characters of a prompt beyond which it is not even tokenised: tokens take up to 200 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,16 @@ class Prompt:
                 )
 
     def messages(self, parents: Mapping[str, Any]) -> list[dict[str, str]]:
-        texts = {name: _as_text(value) for name, value in parents.items()}
-        messages = [{"role": "system", "content": self.system.format(**texts)}] if self.system is not None else []
+        template = self.template(parents)
+        named = placeholders(str(template)) | placeholders(self.system or "")
+        systems, earlier, plain = unfold(parents, named)
+        texts = {name: _as_text(value) for name, value in plain.items()}
+        if self.system is not None:
+            systems = [self.system.format(**texts), *systems]
+        messages = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
         for user, assistant in self.examples:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        template = self.template(texts)
+        messages += [turn._asdict() for turn in earlier]
         return [*messages, {"role": "user", "content": str(template).format(**texts)}]
 
 
@@ -132,11 +142,30 @@ class TextCodec:
         ids = self._prompts(tuple((m["role"], m["content"]) for m in messages))
         if self.max_length is not None and len(ids) + self.max_new_tokens > self.max_length:
             text = self.tokenizer.decode(list(ids[:60]))
-            raise SettingError(
+            raise TooLong(
                 f"a prompt of {len(ids)} tokens and max_new_tokens={self.max_new_tokens} exceed the model's context "
                 f"of {self.max_length}; shorten the prompt or lower max_new_tokens. It begins: {str(text)[:60]!r}"
             )
         return ids
+
+    def check_length(self, parents: Mapping[str, Any], drafts: Mapping[str, int]) -> None:
+        """Refuse a prompt that exceeds the context, or will once its parents are drawn ({parent: its most tokens})."""
+        longest = sum(len(value) for value in parents.values() if isinstance(value, str))
+        if longest > TEXT_LIMIT:  # not even worth the memory of its tokens
+            raise TooLong(f"a prompt of {longest} characters is longer than any context; shorten the prompt.")
+        ids = self.prompt_ids(parents)
+        text = f"{self.prompt.template(parents)}{self.prompt.system or ''}"
+        coming = sum(tokens * text.count(f"{{{name}}}") for name, tokens in drafts.items())
+        if self.max_length is not None and len(ids) + coming + self.max_new_tokens > self.max_length:
+            raise TooLong(
+                f"a prompt of {len(ids)} tokens, to which drafts add up to {coming}, and max_new_tokens="
+                f"{self.max_new_tokens} exceed the model's context of {self.max_length}; shorten the prompt or lower "
+                "max_new_tokens."
+            )
+
+    def count(self, text: str) -> int:
+        """How many tokens a whole text has, its end token left out."""
+        return len(self._ids(text[:TEXT_LIMIT]))
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """The tokens whose probability is p(text | prompt): with the end token, unless the limit cut the text off."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
+from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 HEAD_CHUNK = 2048
 """Completion tokens a pass through the LM head; their logits (tokens x vocabulary, fp32) are the largest tensors."""
+
+TEXT_LIMIT = 1_000_000
+"""Characters of a completion that are compared; the limit on new tokens comes long before."""
 
 MEMORY_LIMIT = 100_000
 """Texts whose reference log-probability is remembered, about 1 KB each; samples that are redrawn never come back."""
@@ -49,6 +53,7 @@ class LanguageModel(Component):
     """
 
     likelihood = "exact"
+    draws = "text"
 
     def __init__(
         self,
@@ -89,8 +94,26 @@ class LanguageModel(Component):
     def check_parents(self, component: str, parents: Collection[str]) -> None:
         self.codec.prompt.check(component, parents)
 
-    def check_row(self, parents: Mapping[str, Value]) -> None:
-        self.codec.prompt_ids(parents)
+    @property
+    def longest(self) -> int:
+        return self.codec.max_new_tokens
+
+    def check_row(self, parents: Mapping[str, Value], drafts: Mapping[str, int] | None = None) -> None:
+        self.codec.check_length(parents, drafts or {})
+
+    def check_input(self, name: str, value: Value) -> None:
+        value = as_conversation(value)
+        texts = value if isinstance(value, list | tuple) else [value]
+        for text in texts:
+            if not isinstance(text, str):
+                raise SettingError(f"{name!r} is {type(text).__name__} {str(text)[:40]}, no text; put it into quotes")
+
+    def check_value(self, value: Value) -> None:
+        if not isinstance(value, str):
+            raise SettingError(f"a text is needed, not {type(value).__name__} {str(value)[:40]}; put it into quotes")
+
+    def same(self, value: Value, other: Value) -> bool:
+        return self.codec.completion_ids(value[:TEXT_LIMIT]) == self.codec.completion_ids(other[:TEXT_LIMIT])
 
     @property
     def causal_lm(self) -> PreTrainedModel:

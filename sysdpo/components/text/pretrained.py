@@ -22,8 +22,12 @@ from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.weights import WHEELS, architecture_folder, pretrained_folder
 from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
+from sysdpo.paths import ASSETS
 
 Weights = Literal["pretrained", "random"]
+
+SHIPPED = {"mini_lm": ASSETS / "mini_lm"}
+"""Language models that come with this project, in the layout of `save_pretrained`."""
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -59,8 +63,8 @@ def load_causal_lm(
     """A causal LM of transformers and its tokenizer.
 
     Args:
-        pretrained: the name of a wheel's weights (`smollm2_135m`), a folder, or a hub id; None builds the
-            architecture alone, with one token a byte.
+        pretrained: the name of a wheel's weights (`smollm2_135m`) or of a shipped model (`mini_lm`), a folder, or a
+            hub id; None builds the architecture alone, with one token a byte.
         weights: `random` keeps the architecture and the tokenizer and draws the weights from `seed`; of the paper's
             models it needs no file and no network.
         architecture: keys of the model's config that replace those of `pretrained`; None leaves one as it is.
@@ -74,6 +78,7 @@ def load_causal_lm(
         raise SettingError(f"model.weights={weights!r}: write pretrained or random.")
     place = resolve_device(device)
     source = str(pretrained_folder(pretrained)) if pretrained in WHEELS else pretrained
+    source = str(SHIPPED[source]) if source in SHIPPED else source
     if source is not None and source.startswith((".", "/", "~")):
         source = str(Path(source).expanduser())
         if not Path(source).is_dir():
