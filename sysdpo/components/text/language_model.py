@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
-from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.codec import Prompt, TextCodec
+from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy

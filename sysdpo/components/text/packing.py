@@ -65,9 +65,7 @@ class Pack:
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             asks, asked = self.segments[batch, query], self.segments[batch, key]
             positions = self.position_ids
-            return ((asked == 0) | (asked == asks)) & own(
-                batch, head, positions[batch, query], positions[batch, key]
-            )
+            return ((asked == 0) | (asked == asks)) & own(batch, head, positions[batch, query], positions[batch, key])
 
         return visible
 

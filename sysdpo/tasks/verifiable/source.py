@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.files import read_rows
+from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, Row, make_pairs
 from sysdpo.data.sources import draw_samples, hold_out, store
 from sysdpo.data.storage import made_once
