@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,7 +15,7 @@ from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
-from sysdpo.components.text.precision import hold_in, masters, widened_copy
+from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
 from sysdpo.components.text.pretrained import Weights, load_causal_lm
 from sysdpo.components.text.probe import FIRST_LENGTH, packs_at, probe
 from sysdpo.errors import SettingError
@@ -141,7 +140,7 @@ class LanguageModel(Component):
     def _precision(self) -> Iterator[None]:
         """What is trained is kept in fp32 but multiplied in the model's own precision."""
         with (
-            disable_input_dtype_casting(self.model, active=isinstance(self.model, PeftModel)),
+            adapters_as_they_come(self.model),
             torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
             yield
