@@ -15,6 +15,7 @@ from sysdpo.system import CompoundSystem, Pair
 
 OVERLONG = ("error", "drop", "cut")
 BAD_ROWS = ("error", "drop")
+AFTER_CUT = "equal answers once cut to max_new_tokens"
 
 PICTURE_LIMIT = 64 * 2**20
 """Bytes of a picture's file."""
@@ -61,14 +62,16 @@ def keep_usable(
             found.drop(reason, number)
         else:
             pairs.append(pair)
-    refuse(bad, drop_bad, found)
-    refuse(long, overlong == "drop", found, "overlong")
+    total = len(found.pairs)
+    refuse(bad, drop_bad, found, total=total)
+    refuse(long, overlong == "drop", found, "overlong", total=total)
     found.pairs = pairs
     if shortened:
         found.remarks.append(f"{len(shortened)} prompts are cut to the context: {_rows(shortened)}")
     found.remarks += [*_opposites(pairs), *_duplicates(pairs)]
     if not pairs:
-        raise SettingError(f"the data set has no pair to learn from: {reasons(found)}; see make check-data.")
+        remedy = "raise max_new_tokens" if AFTER_CUT in found.dropped else "every pair needs two answers that differ"
+        raise SettingError(f"the data set has no pair to learn from: {reasons(found)}; {remedy}.")
     return found
 
 
@@ -106,7 +109,7 @@ def no_preference(pair: Pair, system: CompoundSystem, needs_intermediates: bool)
                 return None
         elif not system.component(names[0]).same(better, worse):
             return None
-    return "equal answers once cut to max_new_tokens"
+    return AFTER_CUT
 
 
 def _opposites(pairs: Sequence[Pair]) -> list[str]:

@@ -306,7 +306,7 @@ def png(picture: Image.Image) -> bytes:
     [
         (png(to_picture(image(0)))[:-60], "truncated"),
         (b"no picture", "cannot be read"),
-        (Image.new("L", (8, 8)), "mode 'L'"),
+        (Image.new("CMYK", (8, 8)), "mode 'CMYK'"),
         (Image.new("RGB", (9, 8)), "8 x 9 pixels where the model has 8 x 8"),
         (torch.full((3, 8, 8), 2.0), r"outside \[0, 1\]"),
         (torch.full((3, 8, 8), float("nan")), r"outside \[0, 1\]"),
