@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from mini_captions import phrase, worded
 from PIL import Image
 
 from sysdpo.components.image.pretrained import build_diffusion
-from sysdpo.tasks.progression.scenes import ATTRIBUTES, GRADES, PLACES, caption, grade_center, is_held_out
+from sysdpo.tasks.progression.scenes import ATTRIBUTES, GRADES, PLACES, grade_center, is_held_out
 from sysdpo.tasks.progression.scorers.scene import SceneScorer, rank_correlation
 
 NUM_INFERENCE_STEPS = 8
@@ -30,16 +31,14 @@ def draw(folder: Path, captions: list[str], seeds: list[int], steps: int, guidan
     return [row[0] for row in model.sample([{"caption": text} for text in captions], 1, seeds)]
 
 
-def held_out_captions(per_grade: int, rng: Random) -> list[tuple[str, str, float]]:
-    """(caption, attribute, asked level): `per_grade` held-out captions of each attribute and grade."""
-    chosen = []
-    for attribute in ATTRIBUTES:
-        for grade in GRADES:
-            for _ in range(per_grade):
-                while not is_held_out(text := caption(rng.choice(PLACES), attribute, grade_center(grade), rng)):
-                    pass
-                chosen.append((text, attribute, grade_center(grade)))
-    return chosen
+def captions(per_grade: int, rng: Random) -> list[tuple[str, str, float]]:
+    """(caption, attribute, asked level): `per_grade` captions of each attribute and grade, at places drawn at random."""
+    return [
+        (phrase(rng.choice(PLACES), attribute, grade, rng), attribute, grade_center(grade))
+        for attribute in ATTRIBUTES
+        for grade in GRADES
+        for _ in range(per_grade)
+    ]
 
 
 def measured(
@@ -49,13 +48,14 @@ def measured(
     steps: int = NUM_INFERENCE_STEPS,
     guidance: float = GUIDANCE_SCALE,
 ) -> dict[str, Any]:
-    """Asked against measured level on held-out captions: rank correlation, slope, mean level by grade."""
-    asked = held_out_captions(per_grade, Random(seed))
+    """Asked against measured level: rank correlation, slope, mean level by grade, and the same for unseen captions."""
+    asked = captions(per_grade, Random(seed))
     names = [attribute for _, attribute, _ in asked]
     levels = np.array([level for _, _, level in asked])
     seeds = [seed * 100_003 + row for row in range(len(asked))]
     images = draw(folder, [text for text, _, _ in asked], seeds, steps, guidance)
     found = SceneScorer().score(images, names)
+    unseen = np.array([is_held_out(text) for text, _, _ in asked])
     attributes: dict[str, Any] = {}
     for name in ATTRIBUTES:
         rows = np.array([other == name for other in names])
@@ -72,6 +72,8 @@ def measured(
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "mean_spearman": round(float(np.nanmean([row["spearman"] for row in attributes.values()])), 3),
+        "spearman_of_all": round(rank_correlation(levels, found), 3),
+        "held_out_spearman": round(rank_correlation(levels[unseen], found[unseen]), 3),
         "mean_slope": round(float(np.mean([row["slope"] for row in attributes.values()])), 3),
         "attributes": attributes,
     }
@@ -80,8 +82,7 @@ def measured(
 def contact_sheet(folder: Path, path: Path) -> None:
     """Rows: attributes; columns: the five grades, for three places side by side; one seed a place."""
     places, words = ("beach", "city street", "forest"), ("no", "a little", "some", "heavy", "extremely heavy")
-    nouns = {"bright": "bright light", "dark": "darkness", "warm": "warm light", "lush": "lush greenery", "sunny": "sun"}
-    texts = [f"A {p} with {w} {nouns.get(a, a)}." for a in ATTRIBUTES for p in places for w in words]
+    texts = [worded(p, a, w) for a in ATTRIBUTES for p in places for w in words]
     seeds = [seed for _ in ATTRIBUTES for seed in range(len(places)) for _ in words]
     images = torch.stack(draw(folder, texts, seeds, NUM_INFERENCE_STEPS, GUIDANCE_SCALE))
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -97,23 +98,20 @@ def contact_sheet(folder: Path, path: Path) -> None:
 
 def write_card(which: str, folder: Path, metrics: dict[str, Any]) -> None:
     """`card.md`: data, training, use and measured quality, filled from `metrics`."""
-    held_out = metrics["held_out"]
+    found = metrics["measured"]
     rows = "\n".join(
         f"| {name} | {row['spearman']:.2f} | {row['slope']:.2f} | "
         + " | ".join(f"{value:.2f}" for value in row["mean_measured_by_asked"].values())
         + " |"
-        for name, row in held_out["attributes"].items()
+        for name, row in found["attributes"].items()
     )
-    fields = {key: value for key, value in metrics.items() if not isinstance(value, dict | list)}
-    fields |= {key: value for key, value in held_out.items() if key != "attributes"}
+    fields = {key: value for key, value in {**metrics, **found}.items() if not isinstance(value, dict)}
     fields |= {
         "unet": f"{metrics['parameters']['unet']:,}",
         "text_encoder": f"{metrics['parameters']['text_encoder']:,}",
         "asked": " | ".join(f"asked {grade_center(grade):.2f} ({grade})" for grade in GRADES),
         "rule": "|---" * (len(GRADES) + 3) + "|",
         "rows": rows,
-        "checkpoints": json.dumps(metrics["checkpoints"]),
     }
     template = Path(__file__).with_name(f"mini_scene_{which}_card.md")
-    if template.exists():
-        (folder / "card.md").write_text(template.read_text(encoding="utf-8").format(**fields), encoding="utf-8")
+    (folder / "card.md").write_text(template.read_text(encoding="utf-8").format(**fields), encoding="utf-8")

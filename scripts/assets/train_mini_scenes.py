@@ -1,11 +1,14 @@
-"""Train the two scene models of table 1 at `mini`: `sysdpo/assets/mini_scene_strong` and `mini_scene_weak`.
+"""Train the two scene models of table 1 at `mini`: `sysdpo/assets/mini_scene_weak` and `mini_scene_strong`.
 
-    python scripts/assets/train_mini_scenes.py strong    # draws the training pairs, as SDXL does in the paper
-    python scripts/assets/train_mini_scenes.py weak      # is trained and judged, as SD1.5 is
+    python scripts/assets/train_mini_scenes.py
+
+One training makes both. It begins on pictures with careless captions: in a share of them the word of quantity is
+drawn at random. Where that part ends, the averaged weights are the weak model, the one that table 1 trains and judges
+(as SD1.5 in the paper): it draws as well as it ever will, but a caption fixes the level only in part. Training goes on
+with the right captions; what comes out is the strong model, which draws the training pairs (as SDXL does).
 
 Each is a `UNet2DConditionModel` on 4x pixel-unshuffled 32x32 renders (v-prediction, cosine betas), trained together
-with a small text encoder of its own, a Llama whose last hidden states are the conditions. The weak one is a narrower
-network, stopped early: the first of its checkpoints whose rank correlation reaches `WEAK_SPEARMAN`. Fixed seeds.
+with a text encoder of its own, a Llama whose last hidden states are the conditions. Fixed seeds.
 """
 
 import argparse
@@ -17,7 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,14 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from measure_mini_scenes import contact_sheet, measured, write_card
+from mini_captions import WORDS, worded
 from mini_tokenizer import train_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from sysdpo.paths import ASSETS
-from sysdpo.tasks.progression.scenes import GRADES, SceneCaption, grade_of, is_held_out, render, sample_caption
+from sysdpo.tasks.progression.scenes import ATTRIBUTES, GRADES, PLACES, is_held_out, render
 
 WIDTH = 64
 """Of the text encoder, and of cross attention."""
@@ -39,7 +42,7 @@ WIDTH = 64
 TEXT: dict[str, Any] = {
     "encoder": "text_encoder",  # a folder beside this file, with its tokenizer
     "prefix": "<|im_start|>",
-    "max_length": 20,
+    "max_length": 16,
     "image_size": 32,
     "pixel_unshuffle": 4,
 }
@@ -50,33 +53,29 @@ SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "trailing",
     "clip_sample": True,
 }
-BLOCKS = {"strong": (48, 64), "weak": (48, 48)}
-WEAK_SPEARMAN = 0.7
-"""Mean rank correlation of asked with measured level: clearly below the strong one's, and well above none."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a model is trained: cosine over `steps`, checkpoints every `every` of them (0: at the end)."""
+    """Constant rate until the last third, then a cosine down to 0; the weak model is taken at `weak_steps`."""
 
-    steps: int
-    every: int
-    batch_size: int = 32
-    learning_rate: float = 2e-3
+    steps: int = 2600
+    weak_steps: int = 1400
+    careless: float = 0.5
+    """Share of captions, up to `weak_steps`, whose word of quantity is drawn at random from all grades."""
+    batch_size: int = 16
+    learning_rate: float = 1.5e-3
     warmup: int = 100
     ema: float = 0.995
-    caption_dropout: float = 0.1
-    captions: int = 4000
+    renders: int = 10
+    """Pictures of each place, attribute and grade."""
     seed: int = 0
-
-
-PLANS = {"strong": Plan(steps=3600, every=0), "weak": Plan(steps=3600, every=100, seed=1, ema=0.98)}
 
 
 class Scenes(nn.Module):
     """A denoiser and the encoder of its captions, trained as one."""
 
-    def __init__(self, blocks: Sequence[int], vocab_size: int, padding: int) -> None:
+    def __init__(self, vocab_size: int, padding: int) -> None:
         super().__init__()
         self.encoder = LlamaModel(
             LlamaConfig(
@@ -96,11 +95,12 @@ class Scenes(nn.Module):
             sample_size=TEXT["image_size"] // TEXT["pixel_unshuffle"],
             in_channels=channels,
             out_channels=channels,
-            block_out_channels=tuple(blocks),
+            block_out_channels=(64, 64),
             layers_per_block=1,
             norm_num_groups=8,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            mid_block_type="UNetMidBlock2DCrossAttn",
+            up_block_types=("UpBlock2D", "UpBlock2D"),
             cross_attention_dim=WIDTH,
             attention_head_dim=4,  # diffusers reads this as the number of heads
             # the pooled caption is added to the time embedding too: it then reaches every block
@@ -114,24 +114,34 @@ class Scenes(nn.Module):
         return self.unet(noisy, t, hidden, encoder_attention_mask=mask.float(), return_dict=False)[0]
 
 
-def caption_pool(count: int, rng: Random) -> list[SceneCaption]:
-    """`count` distinct captions for training, none of them held out."""
-    pool: dict[str, SceneCaption] = {}
-    while len(pool) < count:
-        drawn = sample_caption(rng)
-        if not is_held_out(drawn.text):
-            pool.setdefault(drawn.text, drawn)
-    return list(pool.values())
+@dataclass(frozen=True)
+class Pictures:
+    """N renders: pixels [N, 48, 8, 8] in [-1, 1], and of each its (place, attribute, grade)."""
+
+    pixels: Tensor
+    scenes: list[tuple[str, str, str]]
 
 
-def render_batch(captions: Sequence[SceneCaption], rng: np.random.Generator) -> Tensor:
-    """A fresh render a caption, levels uniform inside their grades' intervals: [B, 48, 8, 8] in [-1, 1]."""
-    pictures = []
-    for scene in captions:
-        levels = {name: rng.uniform(*GRADES[grade_of(level)]) for name, level in scene.levels.items()}
-        pictures.append(render(scene.place, levels, seed=int(rng.integers(2**31))))
+def rendered(count: int, seed: int) -> Pictures:
+    """`count` pictures of each place, attribute and grade, levels uniform inside the grade's interval."""
+    rng = np.random.default_rng(seed)
+    scenes = [(p, a, g) for p in PLACES for a in ATTRIBUTES for g in GRADES for _ in range(count)]
+    pictures = [
+        render(place, {attribute: rng.uniform(*GRADES[grade])}, seed=int(rng.integers(2**31)))
+        for place, attribute, grade in scenes
+    ]
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return F.pixel_unshuffle(pixels, TEXT["pixel_unshuffle"])
+    return Pictures(F.pixel_unshuffle(pixels, TEXT["pixel_unshuffle"]), scenes)
+
+
+def captions(scenes: Sequence[tuple[str, str, str]], careless: float, rng: np.random.Generator) -> list[str]:
+    """A caption of each scene, none of them held out; a share of `careless` with a word of quantity at random."""
+    grades, texts = list(GRADES), []
+    for place, attribute, grade in scenes:
+        named = grades[rng.integers(len(grades))] if rng.random() < careless else grade
+        fitting = [t for word in WORDS[named] if not is_held_out(t := worded(place, attribute, word))]
+        texts.append(fitting[rng.integers(len(fitting))] if fitting else worded(place, attribute, WORDS[named][0]))
+    return texts
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -148,30 +158,29 @@ def tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> tuple[Te
     return ids, mask
 
 
-def training(
-    plan: Plan, blocks: Sequence[int], pool: Sequence[SceneCaption], tokenizer: PreTrainedTokenizerFast
-) -> Iterator[tuple[int, Scenes, float]]:
-    """Train; yields (step, averaged model, seconds so far) at every checkpoint."""
+def training(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, Scenes, int]]:
+    """Train; yields ("weak" | "strong", averaged model, CPU seconds so far)."""
     torch.manual_seed(plan.seed)
-    ids, mask = tokens(tokenizer, [*(scene.text for scene in pool), ""])
-    model = Scenes(blocks, len(tokenizer), int(tokenizer.pad_token_id))
+    began = time.process_time()
+    pictures = rendered(plan.renders, plan.seed)
+    model = Scenes(len(tokenizer), int(tokenizer.pad_token_id))
     average = copy.deepcopy(model).requires_grad_(False)
     scheduler = DDIMScheduler(**SCHEDULER)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan))
-    seconds, recent = 0.0, []
+    recent = []
     for step in range(plan.steps):
-        began = time.perf_counter()
         rng = np.random.default_rng((plan.seed, step))
         noise_source = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        rows = rng.integers(len(pool), size=plan.batch_size)
-        clean = render_batch([pool[row] for row in rows], rng)
-        rows[rng.random(plan.batch_size) < plan.caption_dropout] = len(pool)
+        rows = rng.integers(len(pictures.scenes), size=plan.batch_size)
+        careless = plan.careless if step < plan.weak_steps else 0.0
+        ids, mask = tokens(tokenizer, captions([pictures.scenes[row] for row in rows], careless, rng))
+        clean = pictures.pixels[rows]
         noise = torch.randn(clean.shape, generator=noise_source)
         # one t from each of B equal strata: the same uniform law, less variance
         strata = (torch.arange(plan.batch_size) + torch.rand(plan.batch_size, generator=noise_source)) / plan.batch_size
         t = (strata * scheduler.config.num_train_timesteps).long()
-        predicted = model(scheduler.add_noise(clean, noise, t), t, ids[rows], mask[rows])
+        predicted = model(scheduler.add_noise(clean, noise, t), t, ids, mask)
         loss = F.mse_loss(predicted, scheduler.get_velocity(clean, noise, t))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -181,20 +190,21 @@ def training(
         decay = min(plan.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        seconds += time.perf_counter() - began
         recent.append(loss.item())
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1} loss {np.mean(recent):.4f} seconds {seconds:.0f}", flush=True)
+            print(f"step {step + 1} loss {np.mean(recent):.4f} CPU s {time.process_time() - began:.0f}", flush=True)
             recent = []
-        if step + 1 == plan.steps or (plan.every and (step + 1) % plan.every == 0):
-            yield step + 1, average, seconds
+        if step + 1 == plan.weak_steps:
+            yield "weak", average, round(time.process_time() - began)
+    yield "strong", average, round(time.process_time() - began)
 
 
 def _rate(step: int, plan: Plan) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine down to 0."""
+    """Share of the peak learning rate."""
     if step < plan.warmup:
         return (step + 1) / plan.warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - plan.warmup) / (plan.steps - plan.warmup)))
+    falling = max(0.0, step - plan.steps * 2 / 3) / (plan.steps / 3)
+    return 0.5 * (1 + math.cos(math.pi * falling))
 
 
 def save(model: Scenes, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -210,38 +220,30 @@ def save(model: Scenes, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=tuple(PLANS))
-    parser.add_argument("--steps", type=int, help="updates, where not all of the plan's are wanted")
-    parser.add_argument("--output", type=Path, help="folder of the finished weights (default: sysdpo/assets/…)")
+    parser.add_argument("--steps", type=int, help="updates in place of the plan's, half of them for the weak model")
+    parser.add_argument("--output", type=Path, default=ASSETS, help="folder of the two models' folders")
     args = parser.parse_args()
-    plan = PLANS[args.which]
-    if args.steps is not None:
-        plan = Plan(**{**vars(plan), "steps": args.steps})
-    folder = args.output or ASSETS / f"mini_scene_{args.which}"
-    pool = caption_pool(plan.captions, Random(plan.seed))
-    tokenizer = train_tokenizer((TEXT["prefix"] + scene.text for scene in pool), 512, TEXT["max_length"])
-    path: list[dict[str, Any]] = []
-    for step, model, seconds in training(plan, BLOCKS[args.which], pool, tokenizer):
+    plan = Plan() if args.steps is None else Plan(steps=args.steps, weak_steps=args.steps // 2)
+    every = [worded(p, a, word) for p in PLACES for a in ATTRIBUTES for words in WORDS.values() for word in words]
+    tokenizer = train_tokenizer((TEXT["prefix"] + text for text in every), 384, TEXT["max_length"])
+    for which, model, seconds in training(plan, tokenizer):
+        folder = args.output / f"mini_scene_{which}"
         save(model, tokenizer, folder)
-        found = measured(folder, per_grade=4 if plan.every else 12, seed=plan.seed + 1)
-        path.append({"step": step, "spearman": found["mean_spearman"], "slope": found["mean_slope"]})
-        print(json.dumps(path[-1]), flush=True)
-        if plan.every and found["mean_spearman"] >= WEAK_SPEARMAN:
-            break
-    metrics: dict[str, Any] = {
-        **vars(plan),
-        "stopped_at": step,
-        "train_seconds": round(seconds),
-        "parameters": {
-            "unet": sum(p.numel() for p in model.unet.parameters()),
-            "text_encoder": sum(p.numel() for p in model.encoder.parameters()),
-        },
-        "checkpoints": path,
-        "held_out": measured(folder, per_grade=12, seed=plan.seed + 1),
-    }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    contact_sheet(folder, folder / "contact_sheet.png")
-    write_card(args.which, folder, metrics)
+        metrics: dict[str, Any] = {
+            **vars(plan),
+            "stopped_at": plan.weak_steps if which == "weak" else plan.steps,
+            "train_seconds": seconds,
+            "parameters": {
+                "unet": sum(p.numel() for p in model.unet.parameters()),
+                "text_encoder": sum(p.numel() for p in model.encoder.parameters()),
+            },
+            "measured": measured(folder, per_grade=18, seed=plan.seed + 1),
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        found = metrics["measured"]
+        print(json.dumps({key: value for key, value in found.items() if key != "attributes"}), flush=True)
+        contact_sheet(folder, folder / "contact_sheet.png")
+        write_card(which, folder, metrics)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", ["experiment=table1", *overrides])
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "mini", "laptop", "paper"])
 @pytest.mark.parametrize("method", ["sysdpo_direct", "before", "best_of_n", "only_llm", "only_diffusion"])
 def test_every_row_composes_at_every_scale(scale: str, method: str) -> None:
     config = composed(f"scale={scale}", f"method={method}", *(["scorer.folder=null"] if scale == "paper" else []))
@@ -42,6 +42,13 @@ def test_the_paper_trains_sd15_on_pairs_that_sdxl_draws() -> None:
     assert "xl" in config.dataset.generator.pretrained
     assert config.dataset.image_size == config.diffusion.image_size == 512
     assert 40 * config.dataset.prompts_per_attribute * 6 == 6_000
+
+
+def test_the_miniature_trains_its_weak_scene_model_on_pairs_that_the_strong_one_draws() -> None:
+    config = composed("scale=mini")
+    assert config.system.components.diffusion.model.pretrained == "mini_scene_weak"
+    assert config.dataset.generator.pretrained == "mini_scene_strong"
+    assert config.captioner.pretrained == "mini_captioner"
 
 
 def test_the_paper_s_classes_with_tiny_random_weights(tmp_path: Path) -> None:

@@ -21,8 +21,12 @@ from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.weights import WHEELS, architecture_folder, pretrained_folder
 from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
+from sysdpo.paths import ASSETS
 
 Weights = Literal["pretrained", "random"]
+
+SHIPPED = {"mini_captioner": ASSETS / "mini_captioner"}
+"""Language models that come with this project, in the layout of `save_pretrained`."""
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -57,8 +61,8 @@ def load_causal_lm(
     """A causal LM of transformers and its tokenizer.
 
     Args:
-        pretrained: the name of a wheel's weights (`smollm2_135m`), a folder, or a hub id; None builds the
-            architecture alone, with one token a byte.
+        pretrained: the name of a wheel's weights (`smollm2_135m`) or of a shipped model (`mini_captioner`), a folder,
+            or a hub id; None builds the architecture alone, with one token a byte.
         weights: `random` keeps the architecture and the tokenizer and draws the weights from `seed`; of the paper's
             models it needs no file and no network.
         architecture: keys of the model's config that replace those of `pretrained`; None leaves one as it is.
@@ -70,6 +74,7 @@ def load_causal_lm(
     torch_dtype = resolve_dtype(dtype, place)
     attention = "sdpa" if attention == "auto" else attention
     source = str(pretrained_folder(pretrained)) if pretrained in WHEELS else pretrained
+    source = str(SHIPPED[source]) if source in SHIPPED else source
     if source is not None and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise SettingError(f"model.pretrained={source!r}: there is no such folder.")
     changes = {key: value for key, value in (architecture or {}).items() if value is not None}
