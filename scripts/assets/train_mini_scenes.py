@@ -2,13 +2,13 @@
 
     python scripts/assets/train_mini_scenes.py
 
-One training makes both. It begins on pictures with careless captions: in a share of them the word of quantity is
-drawn at random. Where that part ends, the averaged weights are the weak model, the one that table 1 trains and judges
-(as SD1.5 in the paper): it draws as well as it ever will, but a caption fixes the level only in part. Training goes on
-with the right captions; what comes out is the strong model, which draws the training pairs (as SDXL does).
+One training makes both. On pictures with right captions it makes the strong model, which draws the training pairs (as
+SDXL in the paper). It goes on for a while with careless captions: in a share of them the word of quantity is drawn at
+random. What comes out is the weak model, the one that table 1 trains and judges (as SD1.5): it draws as well as the
+strong one, but a caption fixes the level only in part.
 
-Each is a `UNet2DConditionModel` on 4x pixel-unshuffled 32x32 renders (v-prediction, cosine betas), trained together
-with a text encoder of its own, a Llama whose last hidden states are the conditions. Fixed seeds.
+Each is a `UNet2DConditionModel` on principal components of the 4x4 patches of 32x32 renders (v-prediction, cosine
+betas), trained together with a text encoder of its own, a Llama whose last hidden states are the conditions. Fixed seeds.
 """
 
 import argparse
@@ -29,12 +29,17 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from measure_mini_scenes import contact_sheet, measured, write_card
 from mini_captions import WORDS, worded
 from mini_tokenizer import train_tokenizer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from sysdpo.components.image.pixels import PatchComponents
 from sysdpo.paths import ASSETS
 from sysdpo.tasks.progression.scenes import ATTRIBUTES, GRADES, PLACES, is_held_out, render
+
+PATCH, CHANNELS = 4, 16
+"""Latents: the leading principal components of patches of so many pixels a side."""
 
 WIDTH = 64
 """Of the text encoder, and of cross attention."""
@@ -44,29 +49,31 @@ TEXT: dict[str, Any] = {
     "prefix": "<|im_start|>",
     "max_length": 16,
     "image_size": 32,
-    "pixel_unshuffle": 4,
 }
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
-    "clip_sample": True,
+    "clip_sample": False,
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Constant rate until the last third, then a cosine down to 0; the weak model is taken at `weak_steps`."""
+    """Constant rate, then over the last 40 % of the strong model's steps a cosine down to 0; a new start for the weak."""
 
-    steps: int = 2600
-    weak_steps: int = 1400
+    strong_steps: int = 1200
+    weak_steps: int = 300
+    """More steps, from the strong model on, with careless captions."""
     careless: float = 0.5
-    """Share of captions, up to `weak_steps`, whose word of quantity is drawn at random from all grades."""
+    """Share of captions, in `weak_steps`, whose word of quantity is drawn at random from all grades."""
+    weak_rate: float = 0.3
+    """Share of the learning rate at which these steps begin; a cosine down to 0."""
     batch_size: int = 16
     learning_rate: float = 1.5e-3
     warmup: int = 100
-    ema: float = 0.995
+    ema: float = 0.99
     renders: int = 10
     """Pictures of each place, attribute and grade."""
     seed: int = 0
@@ -90,11 +97,10 @@ class Scenes(nn.Module):
                 use_cache=False,
             )
         )
-        channels = 3 * TEXT["pixel_unshuffle"] ** 2
         self.unet = UNet2DConditionModel(
-            sample_size=TEXT["image_size"] // TEXT["pixel_unshuffle"],
-            in_channels=channels,
-            out_channels=channels,
+            sample_size=TEXT["image_size"] // PATCH,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
             block_out_channels=(64, 64),
             layers_per_block=1,
             norm_num_groups=8,
@@ -116,7 +122,7 @@ class Scenes(nn.Module):
 
 @dataclass(frozen=True)
 class Pictures:
-    """N renders: pixels [N, 48, 8, 8] in [-1, 1], and of each its (place, attribute, grade)."""
+    """N renders: pixels [N, 3, 32, 32] in [0, 1], and of each its (place, attribute, grade)."""
 
     pixels: Tensor
     scenes: list[tuple[str, str, str]]
@@ -130,8 +136,18 @@ def rendered(count: int, seed: int) -> Pictures:
         render(place, {attribute: rng.uniform(*GRADES[grade])}, seed=int(rng.integers(2**31)))
         for place, attribute, grade in scenes
     ]
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Pictures(F.pixel_unshuffle(pixels, TEXT["pixel_unshuffle"]), scenes)
+    return Pictures(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255, scenes)
+
+
+def components(pixels: Tensor) -> dict[str, Tensor]:
+    """The patches' mean, leading principal components, and a scale that half evens out their spread."""
+    patches = F.pixel_unshuffle(pixels * 2 - 1, PATCH).permute(0, 2, 3, 1).flatten(0, 2).double()  # [N * 64, 48]
+    mean = patches.mean(0)
+    variances, basis = torch.linalg.eigh(torch.cov((patches - mean).T))
+    variances, basis = variances.flip(0)[:CHANNELS], basis.flip(1)[:, :CHANNELS]
+    scale = variances**0.25
+    scale = scale * (variances / scale**2).mean().sqrt()  # latents of unit variance on average
+    return {"mean": mean.float(), "basis": basis.float().contiguous(), "scale": scale.float()}
 
 
 def captions(scenes: Sequence[tuple[str, str, str]], careless: float, rng: np.random.Generator) -> list[str]:
@@ -158,24 +174,26 @@ def tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> tuple[Te
     return ids, mask
 
 
-def training(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, Scenes, int]]:
-    """Train; yields ("weak" | "strong", averaged model, CPU seconds so far)."""
+def training(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, Scenes, dict[str, Tensor], int]]:
+    """Train; yields ("strong" | "weak", averaged model, its patches, CPU seconds so far)."""
     torch.manual_seed(plan.seed)
     began = time.process_time()
     pictures = rendered(plan.renders, plan.seed)
+    patches = components(pictures.pixels)
+    latents = PatchComponents(TEXT["image_size"], **patches).encode(pictures.pixels)
     model = Scenes(len(tokenizer), int(tokenizer.pad_token_id))
     average = copy.deepcopy(model).requires_grad_(False)
     scheduler = DDIMScheduler(**SCHEDULER)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan))
     recent = []
-    for step in range(plan.steps):
+    for step in range(plan.strong_steps + plan.weak_steps):
         rng = np.random.default_rng((plan.seed, step))
         noise_source = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
         rows = rng.integers(len(pictures.scenes), size=plan.batch_size)
-        careless = plan.careless if step < plan.weak_steps else 0.0
+        careless = plan.careless if step >= plan.strong_steps else 0.0
         ids, mask = tokens(tokenizer, captions([pictures.scenes[row] for row in rows], careless, rng))
-        clean = pictures.pixels[rows]
+        clean = latents[rows]
         noise = torch.randn(clean.shape, generator=noise_source)
         # one t from each of B equal strata: the same uniform law, less variance
         strata = (torch.arange(plan.batch_size) + torch.rand(plan.batch_size, generator=noise_source)) / plan.batch_size
@@ -194,20 +212,26 @@ def training(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[s
         if (step + 1) % 100 == 0:
             print(f"step {step + 1} loss {np.mean(recent):.4f} CPU s {time.process_time() - began:.0f}", flush=True)
             recent = []
-        if step + 1 == plan.weak_steps:
-            yield "weak", average, round(time.process_time() - began)
-    yield "strong", average, round(time.process_time() - began)
+        if step + 1 == plan.strong_steps:
+            yield "strong", average, patches, round(time.process_time() - began)
+    yield "weak", average, patches, round(time.process_time() - began)
 
 
 def _rate(step: int, plan: Plan) -> float:
     """Share of the peak learning rate."""
+    if step >= plan.strong_steps:
+        return plan.weak_rate * _cosine((step - plan.strong_steps) / plan.weak_steps)
     if step < plan.warmup:
         return (step + 1) / plan.warmup
-    falling = max(0.0, step - plan.steps * 2 / 3) / (plan.steps / 3)
-    return 0.5 * (1 + math.cos(math.pi * falling))
+    return _cosine((step / plan.strong_steps - 0.6) / 0.4)
 
 
-def save(model: Scenes, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _cosine(share: float) -> float:
+    """From 1 at a share of 0 (or less) to 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, share))))
+
+
+def save(model: Scenes, patches: dict[str, Tensor], tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """In half precision, in the layouts of diffusers and transformers."""
     shutil.rmtree(folder, ignore_errors=True)
     half: Any = copy.deepcopy(model).half()
@@ -215,23 +239,23 @@ def save(model: Scenes, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
     half.encoder.save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "text_encoder")
     DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    save_file(patches, folder / "patches.safetensors")
     (folder / "text.json").write_text(json.dumps(TEXT, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, help="updates in place of the plan's, half of them for the weak model")
+    parser.add_argument("--steps", type=int, help="updates of the strong model, in place of the plan's")
     parser.add_argument("--output", type=Path, default=ASSETS, help="folder of the two models' folders")
     args = parser.parse_args()
-    plan = Plan() if args.steps is None else Plan(steps=args.steps, weak_steps=args.steps // 2)
+    plan = Plan() if args.steps is None else Plan(strong_steps=args.steps)
     every = [worded(p, a, word) for p in PLACES for a in ATTRIBUTES for words in WORDS.values() for word in words]
     tokenizer = train_tokenizer((TEXT["prefix"] + text for text in every), 384, TEXT["max_length"])
-    for which, model, seconds in training(plan, tokenizer):
+    for which, model, patches, seconds in training(plan, tokenizer):
         folder = args.output / f"mini_scene_{which}"
-        save(model, tokenizer, folder)
+        save(model, patches, tokenizer, folder)
         metrics: dict[str, Any] = {
             **vars(plan),
-            "stopped_at": plan.weak_steps if which == "weak" else plan.steps,
             "train_seconds": seconds,
             "parameters": {
                 "unet": sum(p.numel() for p in model.unet.parameters()),

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.image.pixels import PatchComponents
 from sysdpo.components.image.pretrained import build_diffusion
 from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.components.tools.captions import numbered_captions
@@ -131,3 +133,20 @@ def test_cards_are_filled(tmp_path: Path) -> None:
         text = (ASSETS / name / "card.md").read_text(encoding="utf-8")
         assert "{" not in text
         assert "nan" not in text
+
+
+def test_patch_components_are_a_projection() -> None:
+    """Two pixels a side, one channel kept: a picture of equal pixels comes back, its contrast does not."""
+    basis = torch.zeros(12, 2)
+    basis[0:4, 0] = 0.5  # the mean of the red pixels, as one unit vector
+    basis[4:8, 1] = 0.5  # of the green ones
+    codec = PatchComponents(4, torch.zeros(12), basis, torch.tensor([2.0, 1.0]))
+    assert codec.latent_shape == (2, 2, 2)
+    picture = torch.full((1, 3, 4, 4), 0.5)
+    picture[:, 0] = 0.75  # in [-1, 1]: red 0.5, green and blue 0
+    latents = codec.encode(picture)
+    assert latents[0, 0].tolist() == [[0.5, 0.5], [0.5, 0.5]]  # 4 pixels x 0.5 x 0.5, in units of 2
+    assert latents[0, 1].abs().max() == 0
+    assert torch.equal(codec.decode(latents), picture)
+    picture[0, 0, 0, 0] = 1.0  # one red pixel of the first patch: 1.0 instead of 0.5, so its mean is 0.625
+    assert codec.decode(codec.encode(picture))[0, 0, :2, :2].tolist() == [[0.8125, 0.8125], [0.8125, 0.8125]]

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,7 +25,7 @@ from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.image.conditioning import CaptionEncoder, Clip, HiddenStates
 from sysdpo.components.image.denoising import Bound
 from sysdpo.components.image.diffusion import Diffusion
-from sysdpo.components.image.pixels import Autoencoder, Codec, PixelUnshuffle
+from sysdpo.components.image.pixels import Autoencoder, Codec, PatchComponents, PixelUnshuffle
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import Weights, resolve_dtype, shapes_only
 from sysdpo.components.weights import architecture_folder, pretrained_folder
@@ -114,6 +115,8 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
         model = AutoModel.from_pretrained(language_model, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(language_model)
         encoder = HiddenStates(model, tokenizer, text["max_length"], text["prefix"])
+        if (patches := folder / "patches.safetensors").is_file():
+            return unet, scheduler, encoder, PatchComponents(text["image_size"], **load_file(patches))
         return unet, scheduler, encoder, PixelUnshuffle(text["image_size"], text["pixel_unshuffle"])
     vae = _load(AutoencoderKL, source, "vae", low_cpu_mem_usage=False)
     size = image_size or int(unet.config.sample_size) * 2 ** (len(vae.config.block_out_channels) - 1)
