@@ -1,4 +1,4 @@
-"""Draw every system of conf/system in the README, between its two marks: python scripts/draw_systems.py [FILE]"""
+"""Draw every system of conf/system in docs/systems.md, between its two marks: python scripts/draw_systems.py [FILE]"""
 
 import argparse
 from collections.abc import Iterator
@@ -10,13 +10,11 @@ from omegaconf import OmegaConf
 from sysdpo.graph import SystemGraph
 from sysdpo.paths import CONF
 
+PAGE = CONF.parent / "docs" / "systems.md"
 MARKS = ("<!-- systems -->", "<!-- /systems -->")
-HEADING = """<details>
-<summary>Every system that comes with the project, drawn</summary>
-
-One file each under `conf/system/`, chosen with `system=NAME`. Stadiums are inputs, boxes intermediate variables, double
-boxes final ones; `y ~ psi1` says which component draws the variable. A dotted arrow leaves a variable whose value
-decides who draws the other, or whether it is drawn at all.
+HEADING = """One file each under `conf/system/`. Stadiums are inputs, boxes intermediate variables, double boxes final
+ones; `y ~ psi1` says which component draws the variable. A dotted arrow leaves a variable whose value decides who
+draws the other, or whether it is drawn at all.
 
 | a variable may say | and means |
 |---|---|
@@ -26,15 +24,15 @@ decides who draws the other, or whether it is drawn at all.
 | `when: {choice: a}` | it is drawn where `choice` is `a`; elsewhere it is empty and its factor is 1 |
 | `plate: captions` | one value for each element of a list |
 
-Beside the variables, `unroll: {loop: {draft: z}, steps: 3}` repeats one pass of a loop with the same weights, and a
-prompt's `user` may be a list of templates, of which each variable is asked with the one that fits its parents.
-`make draw-systems` writes this list."""
+Beside the variables, `unroll: {loop: {draft: z}, steps: 3}` repeats one pass of a loop with the same weights. A
+prompt's `user` may be a list of templates; each variable is asked with the one that fits its parents.
+`make draw-systems` writes this page."""
 
 
 def block() -> str:
     """Heading, and for each system its name, what its file's first comment says, and the graph."""
     sections = [_section(path) for path in sorted((CONF / "system").glob("*.yaml"))]
-    return "\n\n".join([HEADING, *sections, "</details>"])
+    return "\n\n".join([HEADING, *sections])
 
 
 def _section(path: Path) -> str:
@@ -44,7 +42,7 @@ def _section(path: Path) -> str:
     if unroll := config.get("unroll"):
         words.append(f"Unrolled to {unroll['steps']} steps:")
         graph = graph.unroll(unroll["loop"], unroll["steps"])
-    return f"**{path.stem}**: {' '.join(words)}\n\n```mermaid\n{graph.to_mermaid()}\n```"
+    return f"## {path.stem}\n\n{' '.join(words)}\n\n```mermaid\n{graph.to_mermaid()}\n```"
 
 
 def _first_comment(path: Path) -> Iterator[str]:
@@ -56,7 +54,9 @@ def _first_comment(path: Path) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, nargs="?", default=CONF.parent / "README.md", help="default: the README")
+    parser.add_argument(
+        "file", type=Path, nargs="?", default=CONF.parent / "docs" / "systems.md", help="default: docs/systems.md"
+    )
     file = parser.parse_args().file
     text = file.read_text(encoding="utf-8")
     if [text.count(mark) for mark in MARKS] != [1, 1]:

@@ -1,16 +1,19 @@
 """A compound system: a graph whose variables are drawn by components (sections 2.1 to 2.3)."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sysdpo.components.base import Component, Likelihood, Parents, TokenSampler, Value
+from sysdpo.components.base import Component, Likelihood, Parents, TokenSampler, Value, identity
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph, Variable
+from sysdpo.seeds import stream
 
 Row = Mapping[str, Value]
 """One assignment of values to variables; a variable in a plate holds a list."""
@@ -42,12 +45,16 @@ class CompoundSystem(nn.Module):
     """All components of a system in one module: one optimizer, one checkpoint, one forward for any graph.
 
     Args:
-        graph: the structure.
+        graph: the structure, or the mapping that `SystemGraph` takes.
         components: `{name: component}` for every component the graph names.
     """
 
-    def __init__(self, graph: SystemGraph, components: Mapping[str, Component]) -> None:
+    def __init__(
+        self, graph: SystemGraph | Mapping[str, Mapping[str, Any]], components: Mapping[str, Component]
+    ) -> None:
         super().__init__()
+        if not isinstance(graph, SystemGraph):
+            graph = SystemGraph(graph, components)
         for name in graph.components:
             if name not in components:
                 raise SettingError(f"components: {nearest(name, components)}")
@@ -103,9 +110,34 @@ class CompoundSystem(nn.Module):
         """Make exactly these components trainable (`train: [...]`)."""
         for name in names:
             if name not in self.components:
-                raise SettingError(f"train: {nearest(name, self.components)}")
+                raise SettingError(
+                    f"train: this system has no component {name!r}, only {', '.join(self.components)}; choose another "
+                    "method, or name its components in train=[…]."
+                )
         for name in self.components:
             self.component(name).trainable(name in names)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the trained components, one folder each, in the layout of the library that they belong to.
+
+        Language models become PEFT's adapters (`PeftModel.from_pretrained`), diffusion models what `load_lora_weights`
+        reads. A folder is whole or absent.
+        """
+        folder = Path(folder)
+        for name in self.trainable:
+            partial = folder / f".{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            self.component(name).save(str(partial))
+            shutil.rmtree(folder / name, ignore_errors=True)
+            partial.rename(folder / name)
+
+    def restore(self, folder: str | Path) -> list[str]:
+        """Give the components the weights that `save` wrote; returns the names of those that have some."""
+        found = [name for name in self.components if (Path(folder) / name).is_dir()]
+        for name in found:
+            self.component(name).restore(str(Path(folder) / name))
+        return found
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -121,7 +153,7 @@ class CompoundSystem(nn.Module):
     def generate(
         self,
         inputs: Sequence[Row],
-        seeds: Sequence[int],
+        seeds: Sequence[int] | int = 0,
         sampler: TokenSampler | None = None,
         only: Sequence[str] | None = None,
         together: Sequence[int] | None = None,
@@ -134,10 +166,13 @@ class CompoundSystem(nn.Module):
 
         Args:
             inputs: one mapping a row, with at least the input variables.
-            seeds: one a row; what a row gets depends on its own seed and parents, and on its group's.
+            seeds: one a row; what a row gets depends on its own seed and parents, and on its group's. A single number
+                gives every row a stream of its own.
             together: the group of each row; None: all rows are one group.
         """
         rows: list[dict[str, Value]] = [dict(row) for row in inputs]
+        if isinstance(seeds, int):
+            seeds = [stream(seeds, i) for i in range(len(rows))]
         for position, variable in enumerate(self.graph.generated):
             if only is not None and variable.name not in only:
                 continue
@@ -206,24 +241,40 @@ class CompoundSystem(nn.Module):
             numbers: what an error calls each row; None counts from 0.
         """
         for number, row in zip(numbers or range(len(rows)), rows, strict=True):
-            for variable in self.graph.generated:
-                self._check(variable, row, number)
+            try:
+                self.check_row(row)
+            except SettingError as error:
+                glue = "" if str(error).startswith(",") else ": "
+                raise type(error)(f"row {number}{glue}{error}") from error
 
-    def _check(self, variable: Variable, row: Row, number: int) -> None:
+    def check_row(self, row: Row) -> None:
+        """The same for one row; a value at fault is named by a line that begins with a comma."""
+        for variable in self.graph.generated:
+            self._check(variable, row)
+
+    def _check(self, variable: Variable, row: Row) -> None:
         names = variable.may_draw(row)
-        try:
-            calls, owners = self._calls(variable, [row], missing="")
-            values = self._values(variable, [row], owners) if variable.name in row else []
-        except SettingError as error:
-            raise SettingError(f"row {number}: {error}") from error
+        given = row.get(variable.name)
+        if variable.plate is not None and given is not None and not isinstance(given, list | tuple):
+            raise SettingError(f", {variable.name}: must be a list, one value for each of {variable.plate}.")
+        calls, owners = self._calls(variable, [row], missing="")
+        values = self._values(variable, [row], owners) if variable.name in row else []
+        inputs = {alias: parent for alias, parent in variable.parents if self.graph[parent].role == "input"}
+        drafts = {alias: self._longest(parent) for alias, parent in variable.parents if parent not in row}
         for parents in calls:
             for name in names:
-                self.component(name).check_row(parents)
+                for alias, parent in inputs.items():
+                    self.component(name).check_input(parent, parents[alias])
+                self.component(name).check_row(parents, drafts)
         for value in values if len(names) == 1 else ():
             try:
                 self.component(names[0]).check_value(value)
             except SettingError as error:
-                raise SettingError(f"row {number}, {variable.name}: {error}") from error
+                raise SettingError(f", {variable.name}: {error}") from error
+
+    def _longest(self, variable: str) -> int:
+        """The most tokens that a text of this variable may take."""
+        return max((self.component(name).longest for name in self.graph[variable].components), default=0)
 
     # ---- plates: one call an element, summed over the elements ---------------------------------------------------
 
@@ -324,7 +375,7 @@ def _draw_grouped(
         return [values[0] for values in component.sample(calls, 1, seeds)] if calls else []
     groups: dict[object, list[int]] = {}
     for i, parents in enumerate(calls):
-        groups.setdefault((together[i], repr(sorted(parents.items()))), []).append(i)
+        groups.setdefault((together[i], identity(parents)), []).append(i)
     result: list[Value] = [None] * len(calls)
     for n in sorted({len(members) for members in groups.values()}):
         same_size = [members for members in groups.values() if len(members) == n]

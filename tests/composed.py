@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sysdpo.paths import CONF
 from sysdpo.experiment.build import build_system
+from sysdpo.paths import CONF
 from sysdpo.system import CompoundSystem
 
 SYSTEMS = sorted(path.stem for path in (CONF / "system").glob("*.yaml"))

@@ -97,6 +97,7 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
         if mistakes:
             raise SystemExit(2)
 
+    main.__doc__ = task.__doc__
     return main
 
 

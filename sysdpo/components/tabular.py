@@ -67,7 +67,7 @@ class Tabular(Component):
             if name not in parents:
                 raise SettingError(f"components.{component}.parents: {nearest(name, parents)}")
 
-    def check_row(self, parents: Mapping[str, Value]) -> None:
+    def check_row(self, parents: Mapping[str, Value], drafts: Mapping[str, int] | None = None) -> None:
         for name, domain in self.parents.items():
             if parents[name] not in (*domain, ""):  # "" stands for a value that is not known yet
                 raise SettingError(f"tabular: {name}={parents[name]!r} is not one of {domain}.")
@@ -108,6 +108,6 @@ class Tabular(Component):
     def save(self, folder: str) -> None:
         torch.save(self.state_dict(), f"{folder}/table.pt")
 
-    def load(self, folder: str) -> None:
+    def restore(self, folder: str) -> None:
         state = torch.load(f"{folder}/table.pt", map_location=self.logits.device, weights_only=True)
         self.logits.data.copy_(state["logits"])

@@ -74,5 +74,5 @@ class WinRates:
             rate = win_rate(preferences)
             metrics[name] = {"value": rate.win_rate, "se": rate.standard_error, "n": rate.n_total}
             for record, preference in zip(records, preferences, strict=True):
-                record[name] = preference
+                record[name] = 100 * (preference - 1)  # in the unit of the table
         return metrics, records

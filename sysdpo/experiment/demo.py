@@ -15,8 +15,8 @@ from sysdpo.graph import SystemGraph, Variable
 from sysdpo.reporting.pooling import variables
 from sysdpo.reporting.sheets import Line, Strip, draw_sheet
 from sysdpo.runs.folder import RunFolder
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem
-from sysdpo.training.checkpoints import load_components
 
 EXAMPLE = 'ask="Write one sentence about rivers."'
 GAP = 2  # pixels between the images of a strip
@@ -45,7 +45,7 @@ def demonstrate(config: DictConfig) -> str:
     system, trained = load_run(run, device=config.device)
     rows = [inputs] * config.samples
     system.check_rows(rows)
-    seeds = [config.seed * 1_000_003 + i for i in range(config.samples)]
+    seeds = [stream(config.seed, i) for i in range(config.samples)]
     after = system.generate(rows, seeds)
     with system.reference():
         before = system.generate(rows, seeds)
@@ -63,7 +63,7 @@ def demonstrate(config: DictConfig) -> str:
 def load_run(run: RunFolder, device: str = "auto") -> tuple[CompoundSystem, list[str]]:
     """The system of a run with its trained weights, `reference()` being the untrained ones; and what was trained."""
     system = build_system(OmegaConf.create(_on(run.config or {}, device)))
-    trained = load_components(system, run.path / "adapters")
+    trained = system.restore(run.path / "adapters")
     if not trained:
         raise SettingError(f"run={run.path}: it trained nothing, so there is no after; name a run that did.")
     return system, trained

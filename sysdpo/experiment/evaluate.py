@@ -12,6 +12,7 @@ from sysdpo.data.storage import made_once
 from sysdpo.experiment.build import digest, untrained, without_seed
 from sysdpo.progress import progress
 from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem
 
 
@@ -94,6 +95,6 @@ def generate(
     outputs: list[dict[str, Any]] = []
     for start in progress(starts, description, total=len(starts)):
         part = rows[start : start + batch_size]
-        seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
+        seeds = [stream(seed, start + i) for i in range(len(part))]
         outputs += system.generate([{name: row[name] for name in given} for row in part], seeds, only=only)
     return outputs

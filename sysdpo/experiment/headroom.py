@@ -12,7 +12,6 @@ from sysdpo.errors import SettingError, nearest
 from sysdpo.experiment.build import build_system
 from sysdpo.experiment.evaluate import generate
 from sysdpo.runs.folder import RunFolder
-from sysdpo.training.checkpoints import load_components
 
 
 def headroom(config: DictConfig) -> str:
@@ -42,7 +41,7 @@ def headroom(config: DictConfig) -> str:
     redrawn = config.variable or finals[0]
     if redrawn not in finals:
         raise SettingError(f"variable: {nearest(redrawn, finals)}")
-    load_components(system, run.path / "adapters")
+    system.restore(run.path / "adapters")
     samples = run.samples
     for row in samples:
         for v in system.graph:

@@ -29,7 +29,6 @@ from sysdpo.planning.phases import Phases, count
 from sysdpo.planning.plan import GENERATOR, Phase, Plan
 from sysdpo.runs.folder import environment, read_jsonl
 from sysdpo.system import CompoundSystem
-from sysdpo.training.checkpoints import save_components
 from sysdpo.training.loop import Trainer, check_training
 from sysdpo.training.objectives import Sampling
 
@@ -193,7 +192,7 @@ class Benchmark:
         log.info("checkpoint")
         _, writing = timed(trainer.checkpoint)
         _, reading = timed(trainer.resume)
-        save_components(self.system, self.system.trainable, trainer.folder / "adapters")
+        self.system.save(trainer.folder / "adapters")
         files = [f for part in ("checkpoints", "adapters") for f in (trainer.folder / part).rglob("*") if f.is_file()]
         planned = cost.disk(phases.plan, phases.content, phases.system)["checkpoint and adapters"]
         return {

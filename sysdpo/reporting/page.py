@@ -11,10 +11,12 @@ from sysdpo.paths import ASSETS
 from sysdpo.reporting.figures import INK, Drawn, Figure, draw_figures
 from sysdpo.reporting.gallery import gallery, text
 from sysdpo.reporting.tables import (
+    CONTRAST_HEADINGS,
     Row,
     Table,
     as_markdown,
     comparable,
+    contrast_lines,
     decimals,
     differences,
     make_table,
@@ -85,11 +87,23 @@ def _results(table: Table) -> str:
         lines.append(f"<tr><th scope='row'>{text(row.title)}</th>{cells}</tr>")
     body = "\n".join(lines)
     notes = "".join(f"<li>{text(note)}</li>" for note in table.notes)
+    below = _contrasts(table) + (f"<ul class='notes'>{notes}</ul>\n" if notes else "")
     return (
         "<section>\n<table class='results'>\n<thead>"
         f"<tr><th scope='col' rowspan='2'>Method</th>{first}</tr><tr>{second}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n" + (f"<ul class='notes'>{notes}</ul>\n" if notes else "") + "</section>"
+        f"<tbody>\n{body}\n</tbody>\n</table>\n" + below + "</section>"
     )
+
+
+def _contrasts(table: Table) -> str:
+    if not table.contrasts:
+        return ""
+    head = "".join(f"<th scope='col'>{text(heading)}</th>" for heading in CONTRAST_HEADINGS)
+    rows = "\n".join(
+        f"<tr><th scope='row'>{text(first)}</th>{''.join(f'<td>{text(each)}</td>' for each in rest)}</tr>"
+        for first, *rest in contrast_lines(table)
+    )
+    return f"<table class='results'>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n"
 
 
 def _cells(table: Table, row: Row, metric: str) -> str:

@@ -33,21 +33,13 @@ def figure(run: RunFolder, metric: str) -> Cell | None:
 def row_numbers(run: RunFolder, metric: str) -> Numbers | None:
     """Each evaluation row's number in the unit of the table: [n], NaN where a row has none.
 
-    A sample keeps the number in a unit of its own (a judge's preference in [1, 2]), `metrics.json` the table's
-    (percent). Both have a mean and a standard error, which fix the increasing straight line between the units.
-
     Returns:
-        None where the samples do not carry the metric, or the run's figure has no standard error.
+        None where the samples do not carry the metric, or the run has no figure of it.
     """
-    cell = figure(run, metric)
     records = run.samples
-    if cell is None or cell.se is None or not records or any(metric not in record for record in records):
+    if figure(run, metric) is None or not records or any(metric not in record for record in records):
         return None
-    raw = np.array([math.nan if record[metric] is None else float(record[metric]) for record in records])
-    error = standard_error(raw)
-    scale = cell.se / error if error else 0.0
-    centred: Numbers = raw - np.nanmean(raw)
-    return cell.value + scale * centred
+    return np.array([math.nan if record[metric] is None else float(record[metric]) for record in records])
 
 
 def standard_error(numbers: Numbers) -> float | None:
@@ -73,18 +65,29 @@ def pool(runs: Sequence[RunFolder], metric: str) -> tuple[Cell | None, str | Non
     value = float(np.mean([cell.value for cell in cells]))
     if len(cells) == 1:
         return cells[0], None
-    numbers = [row_numbers(run, metric) for run in runs]
-    aligned = [row for row in numbers if row is not None]
-    if len(aligned) == len(cells) and _same_rows(runs):
-        stacked = np.stack(aligned)  # [seeds, rows]
-        known = ~np.isnan(stacked)
-        seen = known.any(axis=0)
-        averages = np.nansum(stacked[:, seen], axis=0) / known[:, seen].sum(axis=0)
-        return Cell(value, standard_error(averages), int(seen.sum())), None
+    averages = averages_by_row(runs, metric)
+    if averages is not None:
+        return Cell(value, standard_error(averages), int((~np.isnan(averages)).sum())), None
     errors = [cell.se for cell in cells if cell.se is not None]
     bound = float(np.mean(errors)) if len(errors) == len(cells) else None
     remark = "the seeds' samples cannot be matched row by row; the standard error is the mean of the seeds' own"
     return Cell(value, bound, min(cell.n for cell in cells)), remark
+
+
+def averages_by_row(runs: Sequence[RunFolder], metric: str) -> Numbers | None:
+    """Each evaluation row's number averaged over the runs that have one: [n], NaN where none has.
+
+    Returns:
+        None where the runs did not answer the same rows, or one lacks the metric.
+    """
+    numbers = [row_numbers(run, metric) for run in runs]
+    aligned = [row for row in numbers if row is not None]
+    if not runs or len(aligned) < len(runs) or not _same_rows(runs):
+        return None
+    stacked = np.stack(aligned)  # [seeds, rows]
+    known = (~np.isnan(stacked)).sum(axis=0)
+    totals = np.nansum(stacked, axis=0)
+    return np.divide(totals, known, out=np.full(totals.shape, np.nan), where=known > 0)
 
 
 def _same_rows(runs: Sequence[RunFolder]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sysdpo.errors import SettingError
+from sysdpo.reporting.contrasts import Contrast, make_contrasts
 from sysdpo.reporting.pooling import Cell, pool
 from sysdpo.runs.folder import RunFolder, find_runs, write_json
 
@@ -36,6 +37,7 @@ class Table:
     metrics: dict[str, str]  # name -> heading
     rows: list[Row]
     caption: str
+    contrasts: list[Contrast]
     notes: list[str]
     overrides: tuple[str, ...]
 
@@ -55,7 +57,8 @@ def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequen
 
     Args:
         config: resolved; `experiment, scale, table_folder, rows, metrics, title`, and where there are any `paper`
-            (method -> metric -> figure) and `metric_titles` (metric -> heading).
+            (method -> metric -> figure), `metric_titles` (metric -> heading) and `contrasts` (metric -> pairs of
+            methods whose difference is shown).
         method_folder: `conf/method`, where the rows' titles are.
         overrides: what was set on the command line, repeated in the commands that fill a gap.
 
@@ -88,6 +91,7 @@ def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequen
         metrics={metric: titles.get(metric, metric) for metric in config["metrics"]},
         rows=rows,
         caption=_caption(config, rows),
+        contrasts=make_contrasts(config.get("contrasts") or {}, {row.method: row.runs for row in rows}),
         notes=notes,
         overrides=tuple(kept),
     )
@@ -213,6 +217,7 @@ def as_json(table: Table) -> dict[str, Any]:
         "caption": table.caption,
         "notes": table.notes,
         "rows": rows,
+        "contrasts": [contrast.as_json() for contrast in table.contrasts],
     }
 
 
@@ -243,15 +248,40 @@ def as_markdown(table: Table) -> str:
             paper = [show_paper(table, row, metric)] if table.in_paper(metric) else []
             line += [show(table, row, metric), *paper]
         lines.append(line)
+    body = _aligned(lines)
+    if table.contrasts:
+        body += f"\n\n{_aligned([list(CONTRAST_HEADINGS), *map(list, contrast_lines(table))])}"
+    notes = "".join(f"- {note}\n" for note in table.notes)
+    return f"**{table.title}**\n\n{body}\n\n{table.caption}\n" + (f"\n{notes}" if notes else "")
+
+
+CONTRAST_HEADINGS = ("Difference, prompt by prompt", "in", "value", "standard errors")
+
+
+def contrast_lines(table: Table) -> Iterator[tuple[str, str, str, str]]:
+    """What is compared, the metric's heading, the difference with its error, and their ratio."""
+    titles = {row.method: row.title for row in table.rows}
+    for contrast in table.contrasts:
+        places = decimals(table, contrast.metric)
+        error = "" if contrast.cell.se is None else f" ± {contrast.cell.se:.{places}f}"
+        ratio = contrast.standard_errors
+        yield (
+            " − ".join(titles.get(method, method) for method in (contrast.minuend, contrast.subtrahend)),
+            table.metrics.get(contrast.metric, contrast.metric),
+            f"{contrast.cell.value:+.{places}f}{error}",
+            "–" if ratio is None else f"{ratio:+.1f}",
+        )
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up; the first is to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     first, *rest = [
         f"| {line[0]:<{widths[0]}} | {' | '.join(f'{t:>{w}}' for t, w in zip(line[1:], widths[1:], strict=True))} |"
         for line in lines
     ]
-    body = "\n".join([first, f"| {' | '.join(rule)} |", *rest])
-    notes = "".join(f"- {note}\n" for note in table.notes)
-    return f"**{table.title}**\n\n{body}\n\n{table.caption}\n" + (f"\n{notes}" if notes else "")
+    return "\n".join([first, f"| {' | '.join(rule)} |", *rest])
 
 
 def show(table: Table, row: Row, metric: str) -> str:

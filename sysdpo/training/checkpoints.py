@@ -1,7 +1,6 @@
 """Checkpoints that are either whole or absent, and from which a run goes on exactly."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,22 +36,3 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     path = folder / NEWEST
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
-
-
-def save_components(system: CompoundSystem, names: list[str], folder: Path) -> None:
-    """The trained components in the layout of the library they belong to, one folder each."""
-    for name in names:
-        partial = folder / f".{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        getattr(system.components, name).save(str(partial))
-        shutil.rmtree(folder / name, ignore_errors=True)
-        partial.rename(folder / name)
-
-
-def load_components(system: CompoundSystem, folder: Path) -> list[str]:
-    """Give the components the weights that `save_components` wrote; returns the names of those that have some."""
-    found = [name for name in system.components if (folder / name).is_dir()]
-    for name in found:
-        system.component(name).load(str(folder / name))
-    return found

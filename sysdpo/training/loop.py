@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,9 +15,11 @@ from sysdpo.errors import SettingError, check_count, nearest
 from sysdpo.losses import Link, preference_loss
 from sysdpo.progress import bar
 from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.objectives import Comparison, Preference
+from sysdpo.training.start import check_margin, check_saving
 
 COUNTS = {
     "steps": 1,
@@ -37,11 +39,12 @@ NOT_NEGATIVE = ("label_smoothing", "nll_weight", "weight_decay")
 class TrainingSettings:
     """Every key is commented in `conf/training/default.yaml`."""
 
-    steps: int
-    batch_size: int
-    micro_batch_size: int
-    learning_rate: float
-    beta: float
+    steps: int = 24
+    batch_size: int = 8
+    micro_batch_size: int = 8
+    learning_rate: float = 1e-4
+    beta: float = 0.1
+    intermediate_learning_rate: float | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     link: Link = "sigmoid"
     label_smoothing: float = 0.0
@@ -88,7 +91,7 @@ def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: Tra
     if not train and validation:
         raise SettingError(
             f"dataset.validation leaves nothing of {len(validation)} pairs to train on; lower it, or make more prompts "
-            "(sizes)."
+            "(dataset.prompts, dataset.prompts_per_attribute)."
         )
     if not train:
         raise SettingError("the data set is empty: there is no pair to train on.")
@@ -97,6 +100,15 @@ def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: Tra
             f"training.validate_every={settings.validate_every} but there is no validation pair; raise "
             "dataset.validation, or set training.validate_every=0."
         )
+
+
+def rate_of(settings: TrainingSettings, system: CompoundSystem, name: str) -> float:
+    """A component's learning rate: its own, that of components that draw no final variable, or the general one."""
+    if name in settings.learning_rates:
+        return settings.learning_rates[name]
+    draws_final = any(name in variable.components for variable in system.graph.finals)
+    own = None if draws_final else settings.intermediate_learning_rate
+    return settings.learning_rate if own is None else own
 
 
 @dataclass
@@ -113,19 +125,36 @@ class Best:
 
 
 class Trainer:
-    """Trains what `system.train_only` made trainable; `folder` gets `metrics.jsonl` and `checkpoints/`."""
+    """Trains the components of a system that are trainable (`CompoundSystem.train_only`).
+
+    Args:
+        system: the policy; its reference is what it was before training.
+        preference: how two outcomes are compared: `Direct()` (eq. 4) or `Sampling(k=2)` (eq. 9).
+        train: the pairs.
+        validation: pairs to choose weights by, where `validate_every` is set.
+        settings: of the loop; single ones may be given by name instead: `steps=24, learning_rate=1e-4`.
+        folder: gets `metrics.jsonl` and `checkpoints/`, from which the same call goes on.
+        log: is given every record of `metrics.jsonl`.
+        evaluate: measures the current system, every `evaluate_every` updates.
+    """
 
     def __init__(
         self,
         system: CompoundSystem,
         preference: Preference,
         train: Sequence[Pair],
-        validation: Sequence[Pair],
-        settings: TrainingSettings,
-        folder: Path,
-        log: Any = None,
+        validation: Sequence[Pair] = (),
+        settings: TrainingSettings | None = None,
+        folder: str | Path = "run",
+        log: Callable[[Mapping[str, float]], object] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
+        **changes: Any,
     ) -> None:
+        if unknown := next((name for name in changes if name not in TrainingSettings.__dataclass_fields__), None):
+            raise SettingError(f"Trainer: {nearest(unknown, TrainingSettings.__dataclass_fields__)}")
+        settings = replace(settings or TrainingSettings(), **changes)
+        folder = Path(folder)
+        preference.check(system)
         check_training(system, settings)
         check_pairs(train, validation, settings)
         self.system, self.preference, self.settings, self.folder = system, preference, settings, folder
@@ -139,12 +168,11 @@ class Trainer:
         )
 
     def _groups(self) -> list[dict[str, Any]]:
-        rates = self.settings.learning_rates
         groups = []
         for name, component in self.system.components.items():
             parameters = [p for p in component.parameters() if p.requires_grad]
             if parameters:
-                groups.append({"params": parameters, "lr": rates.get(name, self.settings.learning_rate), "name": name})
+                groups.append({"params": parameters, "lr": rate_of(self.settings, self.system, name), "name": name})
         return groups
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -156,6 +184,8 @@ class Trainer:
             The best validated weights, already loaded; without validation, the last ones.
         """
         self.resume()
+        if self.step == 0:
+            check_saving(self.system)
         if self.step == 0 and self.settings.evaluate_every:
             self._record(self._evaluate())
         with bar("train", total=self.settings.steps, initial=self.step) as progress:
@@ -202,6 +232,8 @@ class Trainer:
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             compared = self.preference.compare(self.system, part, [self._seed(p, step) for p in part])
+            if self.step == 0 and torch.is_grad_enabled():  # no weight has moved
+                check_margin(self.system, compared)
             loss = self._loss(compared)
             if torch.is_grad_enabled():
                 # summed here and divided by all pairs: accumulation gives the gradient of one large batch
@@ -245,7 +277,7 @@ class Trainer:
         return chosen
 
     def _seed(self, pair: Pair, step: int) -> int:
-        return (self.settings.seed * 1_000_003 + step) * 1_000_003 + pair.index
+        return stream(self.settings.seed, step, pair.index)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -301,7 +333,11 @@ class Trainer:
 
 
 def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]:
-    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats."""
+    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats.
+
+    `sampling/effective_samples` (of K, mean of both sides) and `sampling/total_variation` (between the two sides'
+    weights) say how much of a gradient the components before the last have: `losses.posterior_agreement`.
+    """
     sums = {
         "loss": loss.sum(),
         "rewards/chosen": beta * compared.chosen.sum(),
@@ -312,6 +348,7 @@ def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]
     sums |= {f"logps/{side}": value.sum() for side, value in compared.logps.items()}
     sums |= {f"components/{name}/margin": value.sum() for name, value in compared.terms.items()}
     sums |= {f"components/{name}/{side}": value.sum() for (name, side), value in compared.sides.items()}
+    sums |= {f"sampling/{name}": value.sum() for name, value in compared.sampling.items()}
     metrics = {name: float(value) for name, value in sums.items()}
     return metrics | {f"count/{name}": value for name, value in compared.counts.items()}
 
@@ -321,5 +358,5 @@ def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _order(n: int, seed: int, epoch: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(stream(seed, epoch))
     return torch.randperm(n, generator=generator).tolist()

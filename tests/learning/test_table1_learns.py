@@ -8,8 +8,8 @@ from statistics import mean, stdev
 from tests.integration.commands import start
 
 SMALL = (
-    "sizes.prompts_per_attribute=8",  # 96 prompts, 576 pairs
-    "sizes.evaluation_prompts_per_attribute=16",  # 192 sequences
+    "dataset.prompts_per_attribute=8",  # 96 prompts, 576 pairs
+    "dataset.evaluation_prompts_per_attribute=16",  # 192 sequences
     "training.steps=36",
     "training.checkpoint_every=36",
 )

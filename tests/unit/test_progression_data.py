@@ -14,7 +14,6 @@ from PIL import Image
 
 from sysdpo.components.image.pixels import to_picture, to_pixels
 from sysdpo.data import storage
-from sysdpo.tasks.progression import source as progression
 from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, save_rows
 from sysdpo.errors import SettingError
@@ -22,6 +21,7 @@ from sysdpo.planning.probes import frozen_copies
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
+from sysdpo.tasks.progression import source as progression
 from sysdpo.tasks.progression.measure import Progression
 from sysdpo.tasks.progression.prompts import NOUNS, make_prompts
 from sysdpo.tasks.progression.sequences import score_sequences, strip

@@ -21,7 +21,7 @@ from sysdpo.reporting.figures import Drawn, curves, sweep_rows
 from sysdpo.reporting.gallery import text
 from sysdpo.reporting.page import render, write_report
 from sysdpo.reporting.pooling import Cell, row_numbers
-from sysdpo.reporting.tables import Table, as_markdown, make_table, write_table
+from sysdpo.reporting.tables import Table, as_json, as_markdown, make_table, write_table
 from sysdpo.runs.folder import RunFolder, find_runs, read_jsonl
 
 GRAPH = {
@@ -29,11 +29,11 @@ GRAPH = {
     "draft": {"role": "intermediate", "component": "a", "parents": ["question"]},
     "answer": {"role": "final", "component": "b", "parents": ["question", "draft"]},
 }
-# Preferences in [1, 2] of four evaluation rows, as a judge keeps them; in percent 100 (p - 1):
+# Win rates of four evaluation rows, in percent:
 #   seed 0:  0  50 100  50   mean 50, squares 5000, sd sqrt(5000 / 3), standard error sqrt(5000 / 12)
 #   seed 1: 50  50 100 100   mean 75, squares 2500, sd sqrt(2500 / 3), standard error sqrt(2500 / 12)
 #   rows:   25  50 100  75   mean 62.5, squares 3125, standard error sqrt(3125 / 12)
-PREFERENCES = {0: [1.0, 1.5, 2.0, 1.5], 1: [1.5, 1.5, 2.0, 2.0]}
+NUMBERS = {0: [0.0, 50.0, 100.0, 50.0], 1: [50.0, 50.0, 100.0, 100.0]}
 FIGURES = {0: (50.0, math.sqrt(5000 / 12)), 1: (75.0, math.sqrt(2500 / 12))}
 POOLED = Cell(62.5, math.sqrt(3125 / 12), 4)
 
@@ -91,8 +91,8 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "pairs" / "tiny"
     for seed in (0, 1):
         margins = [{"step": 1, "rewards/margins": 0.0}, {"step": 2, "rewards/margins": 0.5 + seed}]
-        write_run(root, "ours", seed, PREFERENCES[seed], FIGURES[seed], margins)
-        write_run(root, "plain", seed, [1.5] * 4)
+        write_run(root, "ours", seed, NUMBERS[seed], FIGURES[seed], margins)
+        write_run(root, "plain", seed, [50.0] * 4)
     return root
 
 
@@ -108,7 +108,7 @@ def approximately(cell: Cell) -> dict[str, Any]:
 
 
 def test_a_single_seed_is_reported_as_its_run_says(tmp_path: Path, methods: Path) -> None:
-    write_run(tmp_path, "ours", 3, PREFERENCES[0], FIGURES[0])
+    write_run(tmp_path, "ours", 3, NUMBERS[0], FIGURES[0])
     row = table_of(tmp_path, methods).rows[0]
     assert list(row.runs) == [3]
     assert row.cells == {"rate": Cell(50.0, FIGURES[0][1], 4)}
@@ -134,10 +134,26 @@ def test_numbers_that_are_in_the_unit_of_the_table_stay_as_they_are(tmp_path: Pa
     assert not any("cannot be matched" in note for note in table.notes)
 
 
+def test_differences_are_taken_prompt_by_prompt(root: Path, methods: Path) -> None:
+    # averages over seeds: ours 25 50 100 75, plain 50 each: differences -25 0 50 25, mean 12.5, squares 3125
+    table = table_of(root, methods, contrasts={"rate": [["ours", "plain"], ["ours", "absent"]]})
+    (contrast,) = table.contrasts
+    assert vars(contrast.cell) == approximately(Cell(12.5, math.sqrt(3125 / 12), 4))
+    assert contrast.standard_errors == pytest.approx(12.5 / math.sqrt(3125 / 12))
+    assert as_json(table)["contrasts"][0]["subtrahend"] == "plain"
+    assert "| Ours-ψ − Plain" in as_markdown(table)
+
+
+def test_a_difference_of_rows_that_answered_other_prompts_is_left_out(root: Path, methods: Path) -> None:
+    file = root / "ours" / "seed=1" / "samples" / "evaluation.jsonl"
+    file.write_text(file.read_text().replace("Q2", "another question"))
+    assert table_of(root, methods, contrasts={"rate": [["ours", "plain"]]}).contrasts == []
+
+
 def test_a_row_without_a_preference_counts_where_it_has_one(tmp_path: Path, methods: Path) -> None:
     # seed 0 has no preference on row 3: 0 50 100, mean 50, sd 50; the average of row 3 is seed 1's 100.
-    write_run(tmp_path, "ours", 0, [1.0, 1.5, 2.0, None], (50.0, 50 / math.sqrt(3)))
-    write_run(tmp_path, "ours", 1, PREFERENCES[1], FIGURES[1])
+    write_run(tmp_path, "ours", 0, [0.0, 50.0, 100.0, None], (50.0, 50 / math.sqrt(3)))
+    write_run(tmp_path, "ours", 1, NUMBERS[1], FIGURES[1])
     # row averages 25 50 100 100, mean 68.75, squares 43.75^2 + 18.75^2 + 2 * 31.25^2 = 4218.75
     cell = table_of(tmp_path, methods).rows[0].cells["rate"]
     assert vars(cell) == approximately(Cell(62.5, math.sqrt(4218.75 / 3 / 4), 4))
@@ -145,7 +161,7 @@ def test_a_row_without_a_preference_counts_where_it_has_one(tmp_path: Path, meth
 
 def test_the_same_numbers_under_every_seed_are_no_more_rows(tmp_path: Path, methods: Path) -> None:
     for seed in (0, 1, 2):
-        write_run(tmp_path, "ours", seed, PREFERENCES[0], FIGURES[0])
+        write_run(tmp_path, "ours", seed, NUMBERS[0], FIGURES[0])
     cell = table_of(tmp_path, methods).rows[0].cells["rate"]
     assert vars(cell) == approximately(Cell(50.0, FIGURES[0][1], 4))
 
@@ -201,7 +217,7 @@ def test_the_caption_names_scale_judge_seeds_data_and_rows(root: Path, methods: 
 
 def test_seeds_of_different_configs_are_named(root: Path, methods: Path) -> None:
     assert not [n for n in table_of(root, methods).notes if "another config" in n]  # seeds and paths may differ
-    write_run(root, "ours", 2, PREFERENCES[0], FIGURES[0], beta=0.5)
+    write_run(root, "ours", 2, NUMBERS[0], FIGURES[0], beta=0.5)
     notes = table_of(root, methods).notes
     assert "ours: seed 2 was run with another config than seed 0: beta None / 0.5." in notes
 
@@ -321,7 +337,7 @@ def specified(root: Path, methods: Path, **figures: Any) -> str:
 
 
 def test_a_figure_of_the_experiment_replaces_the_metric_s_own(root: Path, methods: Path) -> None:
-    write_run(root, "absent", 0, [1.5] * 4, history=[{"step": s, "evaluation/rate": 50.0 + s} for s in (0, 5)])
+    write_run(root, "absent", 0, [50.0] * 4, history=[{"step": s, "evaluation/rate": 50.0 + s} for s in (0, 5)])
     printed = specified(root, methods, figure_9={"curve": "rate", "caption": "Nine"})
     drawn = {file.name for file in (root / "report" / "figures").iterdir()}
     assert drawn == {f"{name}.{kind}" for name in ("figure_9", "training_margin") for kind in ("svg", "png")}
@@ -340,8 +356,8 @@ def test_rows_that_were_not_measured_during_training_are_named_with_their_comman
 
 def test_a_curve_says_how_many_rows_a_point_rests_on(root: Path, methods: Path) -> None:
     # 4 evaluation rows with curve_rows=2: every second row
-    write_run(root, "absent", 0, [1.5] * 4, history=[{"step": 0, "evaluation/rate": 50.0}], curve_rows=2)
-    write_run(root, "absent", 1, [1.5] * 4)  # a seed that was not measured during training
+    write_run(root, "absent", 0, [50.0] * 4, history=[{"step": 0, "evaluation/rate": 50.0}], curve_rows=2)
+    write_run(root, "absent", 1, [50.0] * 4)  # a seed that was not measured during training
     printed = specified(root, methods, nine={"curve": "rate", "caption": "Nine"})
     assert "Nine; one seed; 2 evaluation rows a point" in printed
 
@@ -350,7 +366,7 @@ def test_jobs_of_a_sweep_that_differ_in_the_seed_alone_are_one_row(root: Path, m
     sweep = root / "sweeps" / "pure"
     sweep.mkdir(parents=True)
     for seed in (0, 1):
-        write_run(root / "jobs", "ours", seed, PREFERENCES[seed], FIGURES[seed]).rename(sweep / f"k=2,seed={seed}")
+        write_run(root / "jobs", "ours", seed, NUMBERS[seed], FIGURES[seed]).rename(sweep / f"k=2,seed={seed}")
     (sweep / "k=4,seed=0").mkdir()  # not finished
     (row,) = sweep_rows(sweep, "rate")
     assert (row.title, list(row.runs)) == ("k=2", [0, 1])

@@ -12,7 +12,6 @@ from sysdpo.components.tabular import Tabular
 from sysdpo.graph import SystemGraph
 from sysdpo.planning.probes import frozen_copies
 from sysdpo.system import CompoundSystem
-from sysdpo.training.checkpoints import load_components, save_components
 from tests.image_systems import LORA, image, make_diffusion
 from tests.systems import make_tiny, perturb
 
@@ -48,8 +47,8 @@ def test_weights_come_back_and_the_reference_stays(tmp_path: Path, kind: str) ->
     perturb(trained)
     expected = trained.log_ratio(rows, noise)["z"].detach()
     assert expected.abs().min() > 1e-4
-    save_components(trained, ["c"], tmp_path)
-    assert load_components(fresh, tmp_path) == ["c"]
+    trained.save(tmp_path)
+    assert fresh.restore(tmp_path) == ["c"]
     torch.testing.assert_close(fresh.log_ratio(rows, noise)["z"].detach(), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -18,7 +18,8 @@ from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder
 from sysdpo.components.image.denoising import Bound, mean_by_name
 from sysdpo.components.image.pixels import Codec, to_pixels
-from sysdpo.components.text.pretrained import lora_config, shapes_only
+from sysdpo.components.text.lora import lora_config
+from sysdpo.components.text.pretrained import shapes_only
 from sysdpo.errors import SettingError
 from sysdpo.losses import denoising_log_ratio
 
@@ -41,6 +42,7 @@ class Diffusion(Component):
     """
 
     likelihood = "bound"
+    draws = "image"
 
     def __init__(
         self,
@@ -194,7 +196,7 @@ class Diffusion(Component):
             unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),
         )
 
-    def load(self, folder: str) -> None:
+    def restore(self, folder: str) -> None:
         if not self.has_lora:
             self.trainable(True)  # the reference is kept before it is left
             trained = UNet2DConditionModel.from_pretrained(str(Path(folder) / "unet"))

@@ -49,5 +49,5 @@ class Tool(Component):
     def save(self, folder: str) -> None:
         """Nothing was trained."""
 
-    def load(self, folder: str) -> None:
+    def restore(self, folder: str) -> None:
         """Nothing was trained."""

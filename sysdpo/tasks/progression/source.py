@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from sysdpo.components.base import Component
 from sysdpo.components.image.pixels import to_picture
 from sysdpo.data.ranking import ranked_pairs
-from sysdpo.data.records import PreferenceData, Row, make_pairs, read_rows
+from sysdpo.data.files import Row, read_rows
+from sysdpo.data.records import PreferenceData, make_pairs
 from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, made_once, save_rows
 from sysdpo.errors import SettingError
 from sysdpo.progress import progress
+from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem
 from sysdpo.tasks.progression.prompts import ProgressionPrompt, make_prompts, read_prompts
 from sysdpo.tasks.progression.sequences import Scorer, score_sequences
@@ -134,7 +136,7 @@ class Progressions:
         for start in progress(starts[done:], "sample train set", total=len(starts), initial=done):
             part = requests[start : start + self.batch_size]
             rows = system.generate(
-                [{"x": prompts[i].x} for i, _ in part], [(self.seed * 1_000_003 + i) * 1_009 + k for i, k in part]
+                [{"x": prompts[i].x} for i, _ in part], [stream(self.seed, i) * 1_009 + k for i, k in part]
             )
             save_rows(self._scored(system, rows, [prompts[i].attribute for i, _ in part]), partial / f"{start:08d}")
         return [row for start in starts for row in load_rows(partial / f"{start:08d}")]

@@ -1,0 +1,3 @@
+from sysdpo.cli.main import main
+
+main()
