@@ -123,7 +123,7 @@ def test_a_scene_model_follows_captions_as_far_as_its_card_says(name: str) -> No
 
 def test_the_weak_model_has_headroom_and_the_strong_one_little() -> None:
     weak, strong = (metrics_of(name)["measured"] for name in MODELS[1:])
-    assert 0.4 <= weak["mean_spearman"] <= 0.7
+    assert 0.4 <= weak["mean_spearman"] <= 0.75
     assert 0.35 <= weak["mean_slope"] <= 0.65
     assert strong["mean_spearman"] > 0.85
 
