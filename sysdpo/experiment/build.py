@@ -61,7 +61,9 @@ def prepare_data(config: DictConfig, system: CompoundSystem, needs_intermediates
 
 def made_data(config: DictConfig) -> Path:
     """Where data are kept that have to be made: under a name that is the hash of all they are made from."""
-    content = OmegaConf.to_container(config.dataset, resolve=True)
+    content: dict[str, Any] = OmegaConf.to_container(config.dataset, resolve=True)  # type: ignore[assignment]
+    if content.get("generator") is not None:  # the run's seed and beta, which it is given as well, draw nothing
+        content["generator"] = without_seed(content["generator"])
     made_by = without_seed(OmegaConf.to_container(config.system, resolve=True))
     return Path(config.data_folder) / f"{config.dataset.name}-{digest(content, made_by)}"
 

@@ -122,6 +122,32 @@ class PixelUnshuffle:
         return F.pixel_shuffle(latents.float(), self.factor).clamp(-1, 1) / 2 + 0.5
 
 
+class PatchComponents:
+    """Latents are the leading principal components of square patches: a linear autoencoder, fixed before training.
+
+    Args:
+        mean: of all patches, [P], pixels in [-1, 1] in the order of `pixel_unshuffle`.
+        basis: [P, C], orthonormal columns.
+        scale: what one unit of each latent channel stands for, [C].
+    """
+
+    def __init__(self, image_size: int, mean: Tensor, basis: Tensor, scale: Tensor) -> None:
+        self.image_size = image_size
+        self.factor = round((basis.shape[0] / 3) ** 0.5)
+        self.mean, self.basis, self.scale = mean.float(), basis.float(), scale.float()
+        self.latent_shape = (basis.shape[1], image_size // self.factor, image_size // self.factor)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        patches = F.pixel_unshuffle(pixels * 2 - 1, self.factor).permute(0, 2, 3, 1)  # [N, h, w, P]
+        mean, basis, scale = (part.to(pixels.device) for part in (self.mean, self.basis, self.scale))
+        return ((patches - mean) @ basis / scale).permute(0, 3, 1, 2).contiguous()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        mean, basis, scale = (part.to(latents.device) for part in (self.mean, self.basis, self.scale))
+        patches = (latents.float().permute(0, 2, 3, 1) * scale) @ basis.T + mean
+        return F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.factor).clamp(-1, 1) / 2 + 0.5
+
+
 class Autoencoder:
     """Latents of a frozen VAE (latent diffusion). The mode of its posterior is taken, and remembered."""
 

@@ -26,7 +26,7 @@ from sysdpo.paths import ASSETS
 
 Weights = Literal["pretrained", "random"]
 
-SHIPPED = {"mini_lm": ASSETS / "mini_lm"}
+SHIPPED = {name: ASSETS / name for name in ("mini_lm", "mini_captioner")}
 """Language models that come with this project, in the layout of `save_pretrained`."""
 
 

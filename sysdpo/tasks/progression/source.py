@@ -46,6 +46,7 @@ class Progressions:
         image_size: height and width to which images are reduced before they are scored and stored; None: as drawn.
         seed: of prompts and samples.
         prompts: a file of `scripts/generate_prompts.py` in place of our templates.
+        held_out_places: of each attribute, for evaluation; None: a third of `places`.
     """
 
     scorer: Scorer
@@ -62,6 +63,7 @@ class Progressions:
     image_size: int | None = None
     seed: int = 0
     prompts: str | None = None
+    held_out_places: int | None = None
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
         attributes = list(self.attributes or self.scorer.attributes)
@@ -69,7 +71,7 @@ class Progressions:
         if self.prompts is not None:
             train, evaluation = read_prompts(self.prompts, attributes, *sizes)
         else:
-            train, evaluation = make_prompts(attributes, self.places, *sizes, self.seed)
+            train, evaluation = make_prompts(attributes, self.places, *sizes, self.seed, self.held_out_places)
         with made_once(folder, folder / SUMS, lambda: damage(folder)) as missing:
             if missing:
                 self._build(system, train, evaluation, folder)
