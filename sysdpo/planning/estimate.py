@@ -62,6 +62,8 @@ def begin_plan(config: DictConfig) -> Phases:
     system = build_system(shaped)
     system.train_only(list(system.components) if content["train"] is None else list(content["train"]))
     plan.parts = {name: count(system.component(name)) for name in system.components}
+    for name in system.components:
+        system.component(name).rehearse(int(assumed["frame"]), None)
     return Phases(content, shaped, system, plan, speeds)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sysdpo.errors import SettingError, nearest
+from sysdpo.paths import ASSETS
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,12 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+PASSAGE = ASSETS / "passages" / "nature.txt"
+"""What made-up texts are cut from."""
+CHARACTERS_PER_TOKEN = 12
+"""More than any tokenizer's mean."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,13 @@ class TextCodec:
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
         # after a forced beginning the first word carries its own space, and belongs to other tokens without it
         return text.rstrip() if self.prompt.prefix else text.strip()
+
+    def made_up(self, key: int, tokens: int) -> str:
+        """A text of that many tokens, in English, which begins with the key."""
+        passage = " ".join(PASSAGE.read_text(encoding="utf-8").split())
+        needed = tokens * CHARACTERS_PER_TOKEN
+        text = f"{key} " + (passage * (1 + needed // len(passage)))[:needed]
+        return str(self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 
 
 def byte_tokenizer(vocab_size: int | None = None) -> PreTrainedTokenizerFast:

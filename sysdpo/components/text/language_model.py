@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
@@ -11,10 +11,11 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sysdpo.components.base import Component, Parents, TokenSampler, Value
+from sysdpo.components.base import Component, Parents, Stage, TokenSampler, Value
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.pretrained import Weights, add_lora, load_causal_lm
+from sysdpo.components.text.rehearsal import RehearsedCodec, decoding_stages
 from sysdpo.errors import SettingError
 from sysdpo.sampling.monte_carlo import MonteCarlo
 
@@ -235,6 +236,41 @@ class LanguageModel(Component):
         }
         asked = {"user": prompt} if isinstance(prompt, str) else prompt
         return build_language_model(prompt=asked, pretrained=pretrained, kind=cls, **{**defaults, **settings})
+
+    # ---- what a plan and a benchmark ask -------------------------------------------------------------------------
+
+    @property
+    def unit(self) -> Literal["tokens"]:
+        return "tokens"
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {"model": self.model}
+
+    def frozen_copies(self) -> list[torch.nn.Module]:
+        return list(self._frozen_copy)
+
+    def token_embedding(self) -> torch.nn.Module:
+        return self.causal_lm.get_input_embeddings()
+
+    def amount(self, value: Value) -> int:
+        return len(self.codec.completion_ids(str(value)))
+
+    def prompt_tokens(self, parents: Mapping[str, Value]) -> int:
+        return len(self.codec.prompt_ids(parents))
+
+    def made_up_text(self, key: int, tokens: int) -> str:
+        return self.codec.made_up(key, tokens)
+
+    def made_up_value(self, key: int, tokens: int) -> Value | None:
+        return self.made_up_text(key, tokens) if self.domain is None else super().made_up_value(key, tokens)
+
+    def rehearse(self, frame: int, tokens: int | None) -> None:
+        limit = self.codec.max_new_tokens
+        self.codec = RehearsedCodec(self.codec, frame, limit if tokens is None else min(limit, tokens))
+
+    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+        with self._rounded_adapters():
+            yield from decoding_stages(self.causal_lm, n, prompt, self.codec.max_new_tokens)
 
     def restore(self, folder: str) -> None:
         if isinstance(self.model, PeftModel):
