@@ -18,7 +18,7 @@ def main(config):  # type: ignore[no-untyped-def]
     from hydra.core.hydra_config import HydraConfig
 
     from sysdpo.planning.benchmark import benchmark
-    from sysdpo.planning.figures import render
+    from sysdpo.planning.beside import render
     from sysdpo.runs.folder import write_json
 
     result = {"overrides": list(HydraConfig.get().overrides.task), **benchmark(config)}

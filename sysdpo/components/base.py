@@ -173,6 +173,11 @@ class Component(nn.Module):
         """Networks kept beside the policy as its reference; none where an adapter is switched off."""
         return []
 
+    @property
+    def tokenizer(self) -> str:
+        """Whose tokens are counted; empty where there are none."""
+        return ""
+
     def token_embedding(self) -> nn.Module | None:
         """The module that every token of a forward pass goes through."""
         return None

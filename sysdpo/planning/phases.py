@@ -1,4 +1,4 @@
-"""Memory and time of a run: the weights that stay, and each kind of work from one rehearsal and how often it happens."""
+"""Memory and time of a run: the weights that stay, and each kind of work, rehearsed once, times how often it happens."""
 
 import math
 from typing import Any
@@ -116,9 +116,7 @@ class Phases:
             elements = self.elements if variable.plate and not self.system.graph.opens_plate(variable.name) else 1
             self.draw(variable, phase, rows * elements, batch, drawer)
 
-    def draw(
-        self, variable: Variable, phase: str, amount: int, at_once: int, drawer: Component | None = None
-    ) -> None:
+    def draw(self, variable: Variable, phase: str, amount: int, at_once: int, drawer: Component | None = None) -> None:
         """All `amount` values of a variable, planned as if each component that may draw it drew all of them."""
         for name in variable.components:
             component, owner = self.system.component(name), name

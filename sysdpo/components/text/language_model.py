@@ -249,6 +249,10 @@ class LanguageModel(Component):
     def frozen_copies(self) -> list[torch.nn.Module]:
         return list(self._frozen_copy)
 
+    @property
+    def tokenizer(self) -> str:
+        return "the model's own" if self.codec.tokenizer.name_or_path else "one token a byte"
+
     def token_embedding(self) -> torch.nn.Module:
         return self.causal_lm.get_input_embeddings()
 
