@@ -8,6 +8,16 @@ JOBS ?= $(if $(filter paper,$(SCALE)),1,2)
 ARGS ?=
 SWEEP ?= beta
 
+# `make check-data PATH=file` names the data: the shell's own PATH is what this make was started with
+ifeq ($(origin PATH),command line)
+DATA := $(PATH)
+override PATH := $(shell /usr/bin/tr '\000' '\n' < /proc/$$PPID/environ | /bin/sed -n 's/^PATH=//p')
+override PATH := $(or $(PATH),/usr/local/bin:/usr/bin:/bin)
+export PATH
+endif
+DATA ?=
+export DATA
+
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -26,7 +36,7 @@ PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/
 REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-moa reproduce-theory report-table1 report-table2 report-moa \
-	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan benchmark \
+	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan check-data benchmark \
 	benchmark-table test test-slow test-gpu lint clean
 
 help:  ## this list
@@ -61,7 +71,7 @@ report-table1 report-table2 report-moa: report-%: $(READY)
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
 sweep-table1:  ## an ablation of Table 1's method: SWEEP=beta
-sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|diversity_penalty|strategies|single_sample|grid
+sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|estimators|diversity_penalty|strategies|single_sample|grid
 sweep-table1 sweep-table2: sweep-%: $(READY)
 	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 
@@ -107,6 +117,9 @@ demo: $(READY)  ## an aligned run on your own prompt, before and after: ASK="…
 
 plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: SCALE=paper EXPERIMENT=table1 ARGS="plan.gpu=a100_80gb"
 	@$(foreach e,$(EXPERIMENTS),$(RUN) scripts/plan.py experiment=$(e) $(COMMON) $(ARGS) &&) true
+
+check-data: $(READY)  ## what is understood of a data set: PATH=file or folder (or DATA=…), SCALE=…, ARGS="any Hydra overrides"
+	@$(RUN) scripts/check_data.py $(COMMON) dataset=jsonl $(if $(DATA),"dataset.path=$$DATA") $(ARGS)
 
 benchmark: $(READY)  ## our training step beside TRL's and beside our own without its optimisations: ARGS="--model … --device cuda"
 	$(RUN) scripts/benchmarks/training_step.py $(ARGS)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sysdpo.components.tabular import Tabular
     from sysdpo.components.text.language_model import LanguageModel
     from sysdpo.components.tools.tool import Tool
-    from sysdpo.data.records import read_pairs
+    from sysdpo.data.sources import read_pairs
     from sysdpo.errors import SettingError
     from sysdpo.evaluation.win_rate import win_rate
     from sysdpo.graph import GraphError, SystemGraph
@@ -49,7 +49,7 @@ _HOME = {
     "order_consistency": "sysdpo.tasks.progression.preference_score",
     "preference_loss": "sysdpo.losses",
     "preference_score": "sysdpo.tasks.progression.preference_score",
-    "read_pairs": "sysdpo.data.records",
+    "read_pairs": "sysdpo.data.sources",
     "sampling_margin": "sysdpo.losses",
     "win_rate": "sysdpo.evaluation.win_rate",
 }

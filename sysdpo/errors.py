@@ -1,8 +1,17 @@
 """The one exception a user is meant to read: a setting is wrong, and this line says how to mend it."""
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
+
+
+def printable(text: str) -> str:
+    """Without what a terminal or a file would act on: escape sequences, control characters, half characters."""
+    text = re.sub(r"\x1b\][^\x07\x1b]*(\x07|\x1b\\)?|[\x1b\x9b]\[?[0-?]*[ -/]*[@-~]", "", text)
+    text = re.sub("[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", text)  # the direction of writing
+    return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp"))
 
 
 class SettingError(ValueError):
@@ -10,6 +19,10 @@ class SettingError(ValueError):
 
     Commands print it without a traceback and exit with status 2.
     """
+
+
+class TooLong(SettingError):
+    """A prompt that does not fit into a model's context."""
 
 
 def check_count(name: str, value: Any, least: int) -> None:

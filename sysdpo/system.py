@@ -110,7 +110,10 @@ class CompoundSystem(nn.Module):
         """Make exactly these components trainable (`train: [...]`)."""
         for name in names:
             if name not in self.components:
-                raise SettingError(f"train: {nearest(name, self.components)}")
+                raise SettingError(
+                    f"train: this system has no component {name!r}, only {', '.join(self.components)}; choose another "
+                    "method, or name its components in train=[…]."
+                )
         for name in self.components:
             self.component(name).trainable(name in names)
 
@@ -238,24 +241,40 @@ class CompoundSystem(nn.Module):
             numbers: what an error calls each row; None counts from 0.
         """
         for number, row in zip(numbers or range(len(rows)), rows, strict=True):
-            for variable in self.graph.generated:
-                self._check(variable, row, number)
+            try:
+                self.check_row(row)
+            except SettingError as error:
+                glue = "" if str(error).startswith(",") else ": "
+                raise type(error)(f"row {number}{glue}{error}") from error
 
-    def _check(self, variable: Variable, row: Row, number: int) -> None:
+    def check_row(self, row: Row) -> None:
+        """The same for one row; a value at fault is named by a line that begins with a comma."""
+        for variable in self.graph.generated:
+            self._check(variable, row)
+
+    def _check(self, variable: Variable, row: Row) -> None:
         names = variable.may_draw(row)
-        try:
-            calls, owners = self._calls(variable, [row], missing="")
-            values = self._values(variable, [row], owners) if variable.name in row else []
-        except SettingError as error:
-            raise SettingError(f"row {number}: {error}") from error
+        given = row.get(variable.name)
+        if variable.plate is not None and given is not None and not isinstance(given, list | tuple):
+            raise SettingError(f", {variable.name}: must be a list, one value for each of {variable.plate}.")
+        calls, owners = self._calls(variable, [row], missing="")
+        values = self._values(variable, [row], owners) if variable.name in row else []
+        inputs = {alias: parent for alias, parent in variable.parents if self.graph[parent].role == "input"}
+        drafts = {alias: self._longest(parent) for alias, parent in variable.parents if parent not in row}
         for parents in calls:
             for name in names:
-                self.component(name).check_row(parents)
+                for alias, parent in inputs.items():
+                    self.component(name).check_input(parent, parents[alias])
+                self.component(name).check_row(parents, drafts)
         for value in values if len(names) == 1 else ():
             try:
                 self.component(names[0]).check_value(value)
             except SettingError as error:
-                raise SettingError(f"row {number}, {variable.name}: {error}") from error
+                raise SettingError(f", {variable.name}: {error}") from error
+
+    def _longest(self, variable: str) -> int:
+        """The most tokens that a text of this variable may take."""
+        return max((self.component(name).longest for name in self.graph[variable].components), default=0)
 
     # ---- plates: one call an element, summed over the elements ---------------------------------------------------
 

@@ -40,6 +40,19 @@ def plan(config: Any) -> None:
     print(render(make_plan(config)))
 
 
+@command
+def _check_data(config: Any) -> None:
+    from sysdpo.experiment.check_data import check_data as check
+
+    print(check(config))
+
+
+def check_data() -> None:
+    """what is understood of a data set: format, rows, lengths, dropped rows, three examples as the model sees them"""
+    sys.argv = as_text(sys.argv, ("dataset.path",))
+    _check_data()
+
+
 @partial(command, config_name="theory")
 def theory(config: Any) -> None:
     """section 3 and equation 6 of the paper, checked exactly on systems of tables"""
@@ -47,7 +60,8 @@ def theory(config: Any) -> None:
 
     from omegaconf import OmegaConf
 
-    from sysdpo.tasks.theory import TheorySettings, run_theory
+    from sysdpo.tasks.theory.report import run_theory
+    from sysdpo.tasks.theory.settings import TheorySettings
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     folder = Path(settings.pop("outputs")) / "theory" / "report"

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": commands.train,
     "report": commands.report,
     "plan": commands.plan,
+    "check-data": commands.check_data,
     "demo": commands.demo,
     "theory": commands.theory,
     "headroom": commands.headroom,
@@ -29,7 +30,7 @@ def usage() -> str:
         "  sysdpo COMMAND [key=value …]",
         "",
     ]
-    lines += [f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    lines += [f"  {name:<11} {(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
     return "\n".join([*lines, "", "sysdpo train --help lists every setting."])
 
 

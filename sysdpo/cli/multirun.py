@@ -152,12 +152,11 @@ class StudySweeper(Sweeper):
 
     def __init__(
         self,
-        params: Mapping[str, Any],
         name: str | None = None,
         grids: Sequence[Mapping[str, Any]] = (),
         logger: str | None = None,
     ) -> None:
-        self.params, self.name, self.grids, self.logger = params, name, grids, logger
+        self.name, self.grids, self.logger = name, grids, logger
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context: HydraContext = hydra_context
@@ -181,7 +180,7 @@ class StudySweeper(Sweeper):
         parsed = plan(
             parser.parse_overrides(arguments),
             [parser.parse_overrides([f"{k}={v}" for k, v in grid.items()]) for grid in self.grids],
-            parser.parse_overrides([f"{k}={v}" for k, v in self.params.items()]),
+            parser.parse_overrides([f"method={','.join(rows)}"] if (rows := self.config.get("rows")) else []),
             self.name,
             self.logger,
         )

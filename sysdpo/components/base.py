@@ -55,7 +55,7 @@ class TokenSampler(Protocol):
         n: int,
         seeds: Sequence[int],
         max_new_tokens: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
     ) -> list[list[list[int]]]:
         """At most `n` completions, as token ids, for each of the B left-padded prompts [B, T]."""
@@ -79,11 +79,37 @@ class Component(nn.Module):
     def check_parents(self, component: str, parents: Collection[str]) -> None:
         """Refuse, with one line, names of parents that this component cannot work with."""
 
-    def check_row(self, parents: Mapping[str, Value]) -> None:
-        """Refuse, with one line, a row that cannot be scored (a prompt longer than the context)."""
+    draws: Literal["text", "image", "any"] = "any"
+    """What its values are; data of another kind are refused before training."""
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a text it draws may take; 0 where that is not known."""
+        return 0
+
+    def check_row(self, parents: Mapping[str, Value], drafts: Mapping[str, int] | None = None) -> None:
+        """Refuse, with one line, a row that cannot be scored (a prompt longer than the context).
+
+        Args:
+            drafts: of the parents that are still to be drawn (empty in `parents`), the most tokens each may take.
+        """
+
+    def check_input(self, name: str, value: Value) -> None:
+        """Refuse, with one line, a value of the data that this component cannot read."""
+
+    def same(self, value: Value, other: Value) -> bool:
+        """Whether two values are one to this component (texts that the limit cuts to the same tokens)."""
+        return bool(value == other)
 
     def check_value(self, value: Value) -> None:
         """Refuse, with one line, a value that cannot be scored (an image of another size)."""
+
+    def equal_values(self, a: Value, b: Value) -> bool:
+        """Whether two values are one to this component, so that a pair of them would teach it nothing."""
+        return isinstance(a, str) and isinstance(b, str) and a == b
+
+    def rehearse_saving(self) -> None:
+        """Refuse, before training, trained weights that could not be saved after it."""
 
     def sample(
         self, parents: Parents, n: int, seeds: Sequence[int], sampler: TokenSampler | None = None

@@ -67,7 +67,7 @@ class Tabular(Component):
             if name not in parents:
                 raise SettingError(f"components.{component}.parents: {nearest(name, parents)}")
 
-    def check_row(self, parents: Mapping[str, Value]) -> None:
+    def check_row(self, parents: Mapping[str, Value], drafts: Mapping[str, int] | None = None) -> None:
         for name, domain in self.parents.items():
             if parents[name] not in (*domain, ""):  # "" stands for a value that is not known yet
                 raise SettingError(f"tabular: {name}={parents[name]!r} is not one of {domain}.")

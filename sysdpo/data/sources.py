@@ -4,8 +4,10 @@ A source is asked for its data with the untrained system at hand, because some s
 """
 
 import json
+import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +16,19 @@ from typing import Any, Protocol
 from datasets import disable_progress_bars
 
 from sysdpo.components.base import identity
-from sysdpo.data.records import PreferenceData, Row, fetch_rows, make_pairs, read_rows
-from sysdpo.data.storage import save_rows
-from sysdpo.errors import SettingError
+from sysdpo.data.files import Row, fetch_rows, read_rows
+from sysdpo.data.records import PreferenceData, Understood, prompt_key, understand
+from sysdpo.data.storage import fingerprint, save_rows
+from sysdpo.data.usable import BAD_ROWS, keep_usable, reasons
+from sysdpo.errors import SettingError, nearest, printable
 from sysdpo.progress import progress
 from sysdpo.runs.folder import read_jsonl, write_jsonl
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 
 disable_progress_bars()
+
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -33,44 +39,118 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Recorded:
-    """Preferences that exist as a JSONL file, a `datasets` directory, or a data set of the hub.
+    """Preferences that exist: a file, a folder or a data set of the hub, in any format that docs/data.md lists.
 
     Args:
         path: the file or folder; None fetches `hub`.
-        hub: a hub id, of which the split `train` is read.
+        hub: a hub id; `config` and `split` name a part of it, None its only one and `train`.
+        split: also of a folder that holds several.
         evaluation: rows held out for evaluation: a count, or a share in (0, 1).
         validation: pairs of the rest held out to stop training by: a count, or a share in (0, 1).
         inputs: `{input variable: template over columns}`, where the columns have other names.
+        chosen, rejected: the columns of the answers, where they have other names.
+        overlong: `error`, `drop` or `cut` rows whose prompt exceeds a model's context.
+        bad_rows: `error`, or `drop` and count the rows that cannot be read.
         seed: of the split.
         limit: use only this many rows of the shuffled set.
     """
 
     path: str | None = None
     hub: str | None = None
+    config: str | None = None
+    split: str | None = None
     evaluation: float = 0.0
     validation: float = 0
     inputs: Mapping[str, str] | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    overlong: str = "error"
+    bad_rows: str = "error"
     seed: int = 0
     limit: int | None = None
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
-        rows = self._rows()
         # every row is checked, in the file's order, before any is set aside
-        pairs = make_pairs(rows, system.graph, needs_intermediates=needs_intermediates, inputs=self.inputs)
-        return split(pairs, self.evaluation, self.validation, self.seed, self.limit)
+        found = self.read(system, needs_intermediates)
+        for line in (f"{summary(found)}; {reasons(found)}", *found.remarks):
+            log.info("data: %s", printable(line))
+        return split(found.pairs, self.evaluation, self.validation, self.seed, self.limit)
 
-    def _rows(self) -> list[Row]:
+    def read(self, system: CompoundSystem, needs_intermediates: bool, rows: Sequence[Row] | None = None) -> Understood:
+        """All pairs that `system` can be trained on, and what became of the other rows (None: those of the file)."""
+        if self.bad_rows not in BAD_ROWS:
+            raise SettingError(f"dataset.bad_rows: {nearest(self.bad_rows, BAD_ROWS)}")
+        if (self.chosen is None) != (self.rejected is None):
+            raise SettingError("dataset.chosen and dataset.rejected name the two columns of answers; set both.")
+        columns = {"chosen": self.chosen, "rejected": self.rejected} if self.chosen and self.rejected else None
+        drop = self.bad_rows == "drop"
+        found = understand(
+            self.rows() if rows is None else rows,
+            system.graph,
+            needs_intermediates=needs_intermediates,
+            inputs=self.inputs,
+            columns=columns,
+            drop_bad=drop,
+        )
+        path = Path(self.path).expanduser() if self.path is not None else None
+        return keep_usable(
+            found,
+            system,
+            needs_intermediates=needs_intermediates,
+            overlong=self.overlong,
+            drop_bad=drop,
+            folder=path if path is None or path.is_dir() else path.parent,
+        )
+
+    def rows(self) -> list[Row]:
+        """As they stand in the file."""
         if self.path is not None:
-            return read_rows(self.path)
+            return read_rows(self.path, split=self.split)
         if self.hub is None:
-            raise SettingError("dataset.path is not set; give it on the command line: dataset.path=FILE")
-        return fetch_rows(self.hub)
+            raise SettingError(
+                "dataset.path is not set; give it on the command line: dataset.path=FILE, or dataset.hub=OWNER/NAME"
+            )
+        return fetch_rows(self.hub, self.config, self.split)
+
+    def fingerprint(self) -> str:
+        """What identifies the content of the data, wherever they lie and however the path is spelled."""
+        return fingerprint(self.rows())
+
+
+def read_pairs(path: str | Path, system: CompoundSystem, inputs: Mapping[str, str] | None = None) -> list[Pair]:
+    """The preference pairs of a file or folder in any format of docs/data.md, checked against a system.
+
+    Each row needs the final variables of both sides; SysDPO-Direct needs the intermediate ones too, and says so. Pairs
+    that prefer nothing are left out.
+
+    Args:
+        inputs: `{input variable: template over the row's columns}`, for data whose columns have other names.
+
+    Raises:
+        SettingError: a row lacks something or cannot be scored, by its number.
+    """
+    path = Path(path).expanduser()
+    found = understand(read_rows(path, "path"), system.graph, needs_intermediates=False, inputs=inputs)
+    place = path if path.is_dir() else path.parent
+    # intermediate values, where a row has them, may be all that differs
+    return keep_usable(found, system, needs_intermediates=True, folder=place).pairs
+
+
+def summary(found: Understood) -> str:
+    """`5 pairs (TRL, standard)`."""
+    formats = ", ".join(found.formats) if len(found.formats) == 1 else ", ".join(
+        f"{name}: {n}" for name, n in found.formats.items()
+    )
+    return f"{len(found.pairs)} pairs ({formats})"
 
 
 def split(
     pairs: Sequence[Any], evaluation: float, validation: float, seed: int, limit: int | None = None
 ) -> PreferenceData:
-    """Shuffle once, then hold out: evaluation rows first, validation pairs next (as `train_test_split`: ceil)."""
+    """Shuffle once, then hold out by prompt: evaluation rows first, validation pairs next (as `train_test_split`: ceil).
+
+    Pairs of a prompt that is held out are never trained on: those beyond the number asked for are left out.
+    """
     for name, size in {"evaluation": evaluation, "validation": validation}.items():
         if size < 0 or (size > 1 and size != int(size)):
             raise SettingError(f"dataset.{name}={size}: write a count, or a share in (0, 1).")
@@ -78,14 +158,36 @@ def split(
     random.Random(seed).shuffle(order)
     order = order[:limit]
     held = math.ceil(evaluation * len(order)) if evaluation < 1 else int(evaluation)
-    stop = held + (math.ceil(validation * (len(order) - held)) if validation < 1 else int(validation))
-    if stop >= len(order):
+    stop = math.ceil(validation * (len(order) - held)) if validation < 1 else int(validation)
+    judged, rest = _hold_prompts(order, held)
+    stopping, train = _hold_prompts(rest, stop)
+    if not train or held + stop >= len(order):
         raise SettingError(
             f"dataset.evaluation={evaluation} and dataset.validation={validation} leave nothing of {len(order)} rows "
             "to train on; lower them."
         )
-    rows = [{**p.extra, **p.inputs, "chosen": dict(p.chosen)} for p in order[:held]]
-    return PreferenceData(order[stop:], order[held:stop], rows)
+    if unused := len(order) - len(judged) - len(stopping) - len(train):
+        log.info("data: %d pairs of held-out prompts, beyond the number asked for, are left out", unused)
+    rows = [{**p.extra, **p.inputs, "chosen": dict(p.chosen)} for p in judged]
+    return PreferenceData(train, stopping, rows)
+
+
+def _hold_prompts(order: Sequence[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
+    """(the first `count` pairs of the first prompts, the pairs of all other prompts)."""
+    if count == 0:
+        return [], list(order)
+    keys = [prompt_key(pair) for pair in order]
+    sizes = Counter(keys)
+    prompts: set[object] = set()
+    reached = 0
+    for key in keys:
+        if reached >= count:
+            break
+        if key not in prompts:
+            prompts.add(key)
+            reached += sizes[key]
+    held = [pair for pair, key in zip(order, keys, strict=True) if key in prompts]
+    return held[:count], [pair for pair, key in zip(order, keys, strict=True) if key not in prompts]
 
 
 def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[Pair]]:

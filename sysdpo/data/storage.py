@@ -1,7 +1,9 @@
 """Rows with texts, numbers, lists and images as `datasets` directories that open without this project."""
 
+import hashlib
+import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, load_
 from datasets import Image as ImageFeature
 from filelock import FileLock
 from PIL import Image
+from pyarrow.parquet import ParquetFile
 
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, printable
 
 PART = 100
 """Rows that are handled at a time: a column of one Arrow array ends at 2 GB, which 800 pairs of photographs fill."""
@@ -47,19 +50,54 @@ def save_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     fresh.rename(path)
 
 
-def load_rows(path: Path) -> list[dict[str, Any]]:
+def load_rows(path: Path, setting: str = "dataset.path", split: str | None = None) -> list[dict[str, Any]]:
     """The rows of a `datasets` directory; images stay encoded, as bytes, and equal ones are kept once."""
     try:
         loaded = load_from_disk(str(path))
     except FileNotFoundError as error:
         raise SettingError(
-            f"dataset.path={path}: is neither a file nor a folder that `datasets` has written."
+            f"{setting}={path}: is neither a file nor a folder that `datasets` has written; one of its files is missing."
+        ) from error
+    except Exception as error:  # a file of it is truncated, empty or foreign: of whatever library reads it
+        said = printable(" ".join(str(error).split()))[:120]
+        raise SettingError(
+            f"{setting}={path}: cannot be read as `datasets` wrote it ({said}); write or fetch it again."
         ) from error
     if not isinstance(loaded, Dataset):
-        raise SettingError(f"dataset.path={path}: has the splits {', '.join(loaded)}; name the folder of one.")
+        if split is None:
+            raise SettingError(
+                f"{setting}={path}: has the splits {', '.join(loaded)}; name the folder of one, or set dataset.split=…"
+            )
+        if split not in loaded:
+            raise SettingError(f"dataset.split={split}: {path} has {', '.join(loaded)}.")
+        loaded = loaded[split]
+    return plain_rows(loaded)
+
+
+def plain_rows(table: Dataset | ParquetFile) -> list[dict[str, Any]]:
+    """Rows as they are stored: no image is decoded, and a picture that is only named stays `{bytes: None, path: …}`."""
+    if isinstance(table, ParquetFile):
+        parts = table.iter_batches(batch_size=PART)
+    else:
+        parts = table.with_format("arrow").iter(batch_size=PART)
     known: dict[bytes, bytes] = {}
-    parts = loaded.with_format("arrow").iter(batch_size=PART)  # as stored: no image is decoded, nothing written again
     return [{key: _plain(value, known) for key, value in row.items()} for part in parts for row in part.to_pylist()]
+
+
+def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What identifies the content of a data set: equal for equal rows in equal order, wherever and however stored."""
+    total = hashlib.sha256()
+    for row in rows:
+        line = json.dumps(row, sort_keys=True, default=_content)  # escapes keep half characters apart
+        total.update(hashlib.sha256(line.encode()).digest())
+    return total.hexdigest()[:16]
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, Image.Image):
+        value = f"{value.mode}{value.size}".encode() + value.tobytes()
+    kept = value if isinstance(value, bytes) else repr(value).encode()
+    return f"{type(value).__name__} {hashlib.sha256(kept).hexdigest()}"
 
 
 def _feature(values: Sequence[Any]) -> Any:
@@ -79,7 +117,7 @@ def _feature(values: Sequence[Any]) -> Any:
 def _plain(value: Any, known: dict[bytes, bytes]) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {"bytes", "path"}:
-            content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-            return known.setdefault(content, content)
+            content = value["bytes"]
+            return value if content is None else known.setdefault(content, content)
         return {key: _plain(v, known) for key, v in value.items()}
     return [_plain(v, known) for v in value] if isinstance(value, list) else value

@@ -29,7 +29,6 @@ def build_system(config: DictConfig) -> CompoundSystem:
     for offset, name in enumerate(graph.components):
         settings = dict(components[name])
         model = settings.pop("model", {})
-        settings.pop("learning_rate", None)  # of the training, not of the component
         if "seed" in model:
             model = {**model, "seed": config.seed * 1_009 + offset}
         built[name] = instantiate({**model, **settings})
@@ -42,9 +41,6 @@ def training_settings(config: DictConfig) -> TrainingSettings:
     for name in values:
         if name not in known:
             raise SettingError(f"training: {nearest(name, known)}")
-    described: dict[str, Any] = OmegaConf.to_container(config.system.components, resolve=True)  # type: ignore[assignment]
-    own = {name: part["learning_rate"] for name, part in described.items() if part.get("learning_rate") is not None}
-    values["learning_rates"] = {**own, **values.get("learning_rates", {})}
     return TrainingSettings(**values, beta=config.beta, seed=config.seed)
 
 
@@ -89,5 +85,5 @@ def digest(*content: Any) -> str:
 def without_seed(content: Any) -> Any:
     """Configs that differ only in how fresh weights are trained describe the same untrained system."""
     if isinstance(content, Mapping):
-        return {k: without_seed(v) for k, v in content.items() if k not in ("seed", "lora", "bound", "learning_rate")}
+        return {k: without_seed(v) for k, v in content.items() if k not in ("seed", "lora", "bound")}
     return [without_seed(v) for v in content] if isinstance(content, list) else content

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.components.hub import check_available, is_hub_id
-from sysdpo.data.records import fetch_rows
+from sysdpo.data.files import fetch_rows
 
 EVALUATORS = {"judge": (".RewardModelJudge", "model"), "scorer": (".build_clip_antonym", "pretrained")}
 """Judges and scorers that are models, and the key that names theirs."""
@@ -18,7 +18,7 @@ def check_downloads(config: DictConfig) -> None:
     for setting, repository in evaluation_models(config).items():
         check_available(repository, setting)
     if hub := hub_data(config):
-        fetch_rows(hub)  # kept on this machine, for `prepare`
+        fetch_rows(hub, config.dataset.get("config"), config.dataset.get("split"))  # kept on this machine, for `prepare`
 
 
 def check_models(config: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_t
 """Who listens, how much at a time, how a report looks: no reason to run a row again."""
 
 TRAINERS = ("joint", "separate")
-COUNTS = {"seed": 0, "curve_rows": 1, "evaluation_batch_size": 1}
+COUNTS = {"seed": 0, "evaluation_batch_size": 1}
 """Whole numbers of the config, and the least that each may be."""
 
 
@@ -58,6 +59,8 @@ def _run(config: DictConfig) -> dict[str, Any]:
         return folder.metrics or {}
     for name, least in COUNTS.items():
         check_count(name, config[name], least)
+    if config.curve_rows is not None:
+        check_count("curve_rows", config.curve_rows, 1)
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
@@ -137,7 +140,7 @@ def align(
             logger.log(line)
         metrics: dict[str, Any] = {"best_step": settings.steps}
     else:
-        rows = data.evaluation[:: max(1, len(data.evaluation) // config.curve_rows)]
+        rows = data.evaluation[:: max(1, len(data.evaluation) // (config.curve_rows or len(data.evaluation) or 1))]
         best = Trainer(
             system,
             objective,
@@ -151,5 +154,17 @@ def align(
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
+        metrics |= sampling_means(RunFolder(folder).history)
     system.save(folder / "adapters")
     return metrics
+
+
+def sampling_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the updates of what they logged of their samples, and of each component's gradient norm."""
+    found: dict[str, list[float]] = {}
+    for line in history:
+        if any(name.startswith("sampling/") for name in line):
+            for name, value in line.items():
+                if name.startswith(("sampling/", "grad_norm/")):
+                    found.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in found.items()}

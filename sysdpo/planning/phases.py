@@ -1,4 +1,4 @@
-"""Memory and time of a run: the weights that stay, and each kind of work, rehearsed once, times how often it happens."""
+"""Memory and time of a run: the weights that stay, and each kind of work: one rehearsal, times how often it is done."""
 
 import math
 from typing import Any

@@ -286,6 +286,6 @@ def _rows_a_point(rows: Sequence[Sequence[RunFolder]]) -> str:
     counts = set()
     for run in (run for runs in rows for run in runs):
         there, wanted = len(run.samples), (run.config or {}).get("curve_rows")
-        if there and wanted:
-            counts.add(len(range(0, there, max(1, there // int(wanted)))))
+        if there:
+            counts.add(len(range(0, there, max(1, there // int(wanted or there)))))
     return _range(sorted(counts)) if counts else ""

@@ -27,6 +27,9 @@ from sysdpo.runs.folder import RunFolder
 MAX_FACETS = 9
 """More heat maps than this are one: the mean over the settings that would tell them apart."""
 
+OF_SAMPLES = ("sampling/", "grad_norm/")
+"""What a run says of its intermediate samples: how many count, how far the two sides disagree, who has a gradient."""
+
 Point = tuple[str, ...]  # values of some axes
 
 
@@ -80,11 +83,12 @@ def summarise(folder: Path) -> str:
 
 
 def as_csv(sweep: Sweep) -> str:
-    """One line a job: its settings, its status, each metric with standard error and number of rows."""
+    """One line a job: its settings, its status, each metric with standard error and number of rows, its samples."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = [f"{metric}{suffix}" for metric in sweep.metrics for suffix in ("", "_se", "_n")]
-    own = ["best_step", "validation_margin"]
+    sampling = sorted({name for job in sweep.jobs for name in job.run.metrics or {} if name.startswith(OF_SAMPLES)})
+    own = ["best_step", "validation_margin", *sampling]
     writer.writerow(["job", *sweep.axes, "method", "seed", "status", *figures, *own, "error"])
     for job in sweep.jobs:
         metrics = (job.run.metrics or {}) if job.status == "finished" else {}

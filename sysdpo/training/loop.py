@@ -19,6 +19,7 @@ from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.objectives import Comparison, Preference
+from sysdpo.training.start import check_margin, check_saving
 
 COUNTS = {
     "steps": 1,
@@ -43,6 +44,7 @@ class TrainingSettings:
     micro_batch_size: int = 8
     learning_rate: float = 1e-4
     beta: float = 0.1
+    intermediate_learning_rate: float | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     link: Link = "sigmoid"
     label_smoothing: float = 0.0
@@ -89,7 +91,7 @@ def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: Tra
     if not train and validation:
         raise SettingError(
             f"dataset.validation leaves nothing of {len(validation)} pairs to train on; lower it, or make more prompts "
-            "(sizes)."
+            "(dataset.prompts, dataset.prompts_per_attribute)."
         )
     if not train:
         raise SettingError("the data set is empty: there is no pair to train on.")
@@ -98,6 +100,15 @@ def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: Tra
             f"training.validate_every={settings.validate_every} but there is no validation pair; raise "
             "dataset.validation, or set training.validate_every=0."
         )
+
+
+def rate_of(settings: TrainingSettings, system: CompoundSystem, name: str) -> float:
+    """A component's learning rate: its own, that of components that draw no final variable, or the general one."""
+    if name in settings.learning_rates:
+        return settings.learning_rates[name]
+    draws_final = any(name in variable.components for variable in system.graph.finals)
+    own = None if draws_final else settings.intermediate_learning_rate
+    return settings.learning_rate if own is None else own
 
 
 @dataclass
@@ -157,12 +168,11 @@ class Trainer:
         )
 
     def _groups(self) -> list[dict[str, Any]]:
-        rates = self.settings.learning_rates
         groups = []
         for name, component in self.system.components.items():
             parameters = [p for p in component.parameters() if p.requires_grad]
             if parameters:
-                groups.append({"params": parameters, "lr": rates.get(name, self.settings.learning_rate), "name": name})
+                groups.append({"params": parameters, "lr": rate_of(self.settings, self.system, name), "name": name})
         return groups
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -174,6 +184,8 @@ class Trainer:
             The best validated weights, already loaded; without validation, the last ones.
         """
         self.resume()
+        if self.step == 0:
+            check_saving(self.system)
         if self.step == 0 and self.settings.evaluate_every:
             self._record(self._evaluate())
         with bar("train", total=self.settings.steps, initial=self.step) as progress:
@@ -220,6 +232,8 @@ class Trainer:
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             compared = self.preference.compare(self.system, part, [self._seed(p, step) for p in part])
+            if self.step == 0 and torch.is_grad_enabled():  # no weight has moved
+                check_margin(self.system, compared)
             loss = self._loss(compared)
             if torch.is_grad_enabled():
                 # summed here and divided by all pairs: accumulation gives the gradient of one large batch
@@ -319,7 +333,11 @@ class Trainer:
 
 
 def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]:
-    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats."""
+    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats.
+
+    `sampling/effective_samples` (of K, mean of both sides) and `sampling/total_variation` (between the two sides'
+    weights) say how much of a gradient the components before the last have: `losses.posterior_agreement`.
+    """
     sums = {
         "loss": loss.sum(),
         "rewards/chosen": beta * compared.chosen.sum(),
@@ -330,6 +348,7 @@ def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]
     sums |= {f"logps/{side}": value.sum() for side, value in compared.logps.items()}
     sums |= {f"components/{name}/margin": value.sum() for name, value in compared.terms.items()}
     sums |= {f"components/{name}/{side}": value.sum() for (name, side), value in compared.sides.items()}
+    sums |= {f"sampling/{name}": value.sum() for name, value in compared.sampling.items()}
     metrics = {name: float(value) for name, value in sums.items()}
     return metrics | {f"count/{name}": value for name, value in compared.counts.items()}
 

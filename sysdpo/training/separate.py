@@ -10,18 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from sysdpo.components.text.language_model import LanguageModel
+from sysdpo.components.text.packing import Completion
 from sysdpo.errors import SettingError
 from sysdpo.progress import bar
 from sysdpo.runs.folder import read_jsonl, write_jsonl
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.loop import TrainingSettings
+from sysdpo.training.loop import TrainingSettings, rate_of
+from sysdpo.training.start import check_log_ratios
+from sysdpo.training.token_dpo import TokenDPOTrainer
 
 
 def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: TrainingSettings, folder: Path) -> None:
@@ -65,25 +69,25 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
         ]
         if not rows:
             raise SettingError(f"trainer=separate: component {name!r} draws nothing for any of the {len(pairs)} pairs.")
-        rate = settings.learning_rates.get(name, settings.learning_rate)
+        rate = rate_of(settings, system, name)
         _train_one(name, component, rows, settings, rate, folder)
 
 
-def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, str]:
+def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, list[int]]:
+    """Token ids, so that TRL scores the tokens that the joint run scores: one BOS, the turn's own end, the same cut."""
     codec = component.codec
-    # what the joint run would cut off is cut off here too; TRL adds the end token itself
-    chosen, rejected = (codec.decode(codec.completion_ids(str(v[final]))) for v in (pair.chosen, pair.rejected))
+    chosen, rejected = (codec.completion_ids(str(v[final])) for v in (pair.chosen, pair.rejected))
     return {
-        "prompt": str(codec.tokenizer.decode(list(codec.prompt_ids(parents)))),
-        "chosen": chosen,
-        "rejected": rejected,
+        "prompt_ids": list(codec.prompt_ids(parents)),
+        "chosen_ids": list(chosen),
+        "rejected_ids": list(rejected),
     }
 
 
 def _train_one(
     name: str,
     component: LanguageModel,
-    rows: list[dict[str, str]],
+    rows: list[dict[str, list[int]]],
     settings: TrainingSettings,
     learning_rate: float,
     folder: Path,
@@ -94,7 +98,15 @@ def _train_one(
     micro_batch_size = min(settings.micro_batch_size, settings.batch_size)
     checkpoints = folder / "checkpoints" / name
     newest = _newest(checkpoints)
-    trainer = DPOTrainer(
+    if newest is None:
+        component.rehearse_saving()
+        first = Completion(tuple(rows[0]["prompt_ids"]), tuple(rows[0]["chosen_ids"]))
+        with torch.no_grad():
+            score = component.score([first])
+            with component.reference():
+                check_log_ratios(name, score - component.score([first]), score)
+    trainer = TokenDPOTrainer(
+        nll_weight=settings.nll_weight,
         model=component.model,
         args=DPOConfig(
             output_dir=str(checkpoints),
@@ -113,6 +125,7 @@ def _train_one(
             use_cpu=component.device.type == "cpu",
             bf16=False,
             gradient_checkpointing=False,
+            router_aux_loss_coef=0.0,  # a mixture's balancing loss is no part of the joint run's either
             save_strategy="steps",
             save_steps=settings.checkpoint_every,
             save_total_limit=2,  # the one before stays until the newest is whole

@@ -23,6 +23,7 @@ from tests.image_systems import make_diffusion
 from tests.integration.commands import ROOT, train_in_process
 from tests.systems import LORA
 
+SMALL = {"prompts_per_attribute": 1, "evaluation_prompts_per_attribute": 1, "samples": 3, "validation": 0}
 LM = {
     "num_hidden_layers": 1,
     "hidden_size": 16,
@@ -65,7 +66,7 @@ TABLE1 = [
     "scorer.architecture={embedding_size: 4, hidden_sizes: [4, 4, 4, 4], depths: [1, 1, 1, 1], layer_type: basic}",
     "dataset.attributes=[bright]",
     "dataset.min_gap=0",
-    "sizes={prompts_per_attribute: 1, evaluation_prompts_per_attribute: 1, samples: 3, validation: 0}",
+    *[f"dataset.{key}={n}" for key, n in SMALL.items()],
     *language_model("captioner"),
     *diffusion("diffusion", "[4, 4, 8, 8]", 1, 16, attention_head_dim=2),
     *diffusion(

@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, CLIPTextConfig, CLIPT
 
 from sysdpo.components.hub import check_available
 from sysdpo.components.weights import ARCHITECTURES, architecture_folder
-from sysdpo.data.records import make_pairs, read_rows
+from sysdpo.data.files import read_rows
+from sysdpo.data.records import make_pairs
 from sysdpo.data.sources import Recorded, split
 from sysdpo.errors import SettingError
 from sysdpo.experiment.build import build_system
@@ -132,7 +133,7 @@ def test_rows_of_the_hub_s_columns(tmp_path: Path) -> None:
     config = composed("experiment=table2", f"dataset.path={path}", "dataset.evaluation=2")
     content: Any = OmegaConf.to_container(config.dataset)
     data = instantiate({k: v for k, v in content.items() if k != "name"}).prepare(make_two_llm(), tmp_path, False)
-    texts = {p.inputs["x"] for p in data.train} | {row["x"] for row in data.evaluation}
+    texts = {str(p.inputs["x"]) for p in data.train} | {str(row["x"]) for row in data.evaluation}
     assert texts == {f"Be brief.\n\nWhat is {i}?" for i in range(8) if i != 3} | {"What is 3?"}
     assert len(data.evaluation) == 2
     assert all(row["chosen"]["z"].startswith("It is") for row in data.evaluation)
@@ -151,7 +152,7 @@ def test_a_data_set_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("sysdpo.data.records.load_dataset", refuse)
+    monkeypatch.setattr("sysdpo.data.files.load_dataset", refuse)
     with pytest.raises(SettingError, match=r"Intel/orca_dpo_pairs.*dataset\.path"):
         Recorded(hub="Intel/orca_dpo_pairs").prepare(make_two_llm(), Path(), False)
     random = "llm.weights=random"  # no model is asked for

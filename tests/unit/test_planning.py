@@ -228,7 +228,7 @@ def test_choices_and_tools_have_a_plan(system: str) -> None:
 
 
 def test_images_are_counted_as_the_data_builder_makes_them() -> None:
-    plan = make_plan(composed("experiment=table1", "method=before", "dataset.pairs_per_prompt=2", "sizes.samples=3"))
+    plan = make_plan(composed("experiment=table1", "method=before", "dataset.pairs_per_prompt=2", "dataset.samples=3"))
     # twelve attributes of the scene scorer, one prompt each, the two widest of three gaps, two sides, three images
     assert plan.disk["image pairs"] == pytest.approx(12 * 2 * 2 * 3 * 32 * 32 * 1.6)
     [drawn] = [phase for phase in plan.phases if phase.name == "make data: z"]

@@ -9,7 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from sysdpo.data.ranking import ranked_pairs
-from sysdpo.data.records import make_pairs, read_rows
+from sysdpo.data.files import read_rows
+from sysdpo.data.records import make_pairs
 from sysdpo.data.sources import Recorded, draw_samples, split
 from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
@@ -178,7 +179,8 @@ def test_the_orca_sample_loads(shared_data: Path, tmp_path: Path) -> None:
         validation=8,
         inputs={"x": "{system}\n\n{question}"},
     )
-    data = source.prepare(make_two_llm(), tmp_path, needs_intermediates=False)
+    system = make_two_llm(architecture={"max_position_embeddings": 20_000})
+    data = source.prepare(system, tmp_path, needs_intermediates=False)
     assert len(data.evaluation) == 4  # ceil(0.015 * 240)
     assert len(data.validation) == 8
     assert len(data.train) == 228

@@ -15,6 +15,7 @@ from sysdpo.tasks.progression.scorers.transient import ATTRIBUTES
 from sysdpo.training.objectives import Direct
 from tests.image_systems import CLIP, LLAMA, UNET, VAE, XL
 
+SMALL = {"prompts_per_attribute": 1, "evaluation_prompts_per_attribute": 1, "samples": 3, "validation": 0}
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TINY_RESNET = "{embedding_size: 4, hidden_sizes: [4, 4, 4, 4], depths: [1, 1, 1, 1], layer_type: basic}"
 
@@ -53,7 +54,7 @@ def test_the_paper_s_classes_with_tiny_random_weights(tmp_path: Path) -> None:
         "scorer.folder=null",
         f"scorer.architecture={TINY_RESNET}",
         "dataset.attributes=[bright, cold]",
-        "sizes={prompts_per_attribute: 1, evaluation_prompts_per_attribute: 1, samples: 3, validation: 0}",
+        *[f"dataset.{key}={n}" for key, n in SMALL.items()],
         "dataset.min_gap=0",
     )
     shape = {"text_encoders": [CLIP], "vae": VAE, "scheduler": {"clip_sample": False}}

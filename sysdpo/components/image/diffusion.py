@@ -18,7 +18,8 @@ from sysdpo.components.base import Component, Parents, Stage, TokenSampler, Valu
 from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder, made_up_conditions
 from sysdpo.components.image.denoising import Bound, mean_by_name
 from sysdpo.components.image.pixels import Codec, to_pixels
-from sysdpo.components.text.pretrained import lora_config, shapes_only
+from sysdpo.components.text.lora import lora_config
+from sysdpo.components.text.pretrained import shapes_only
 from sysdpo.errors import SettingError
 from sysdpo.losses import denoising_log_ratio
 
@@ -41,6 +42,7 @@ class Diffusion(Component):
     """
 
     likelihood = "bound"
+    draws = "image"
 
     def __init__(
         self,

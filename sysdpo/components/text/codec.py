@@ -10,7 +10,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sysdpo.errors import SettingError, nearest
+from sysdpo.components.text.conversation import unfold
+from sysdpo.components.text.template import ChatTemplate
+from sysdpo.errors import SettingError, TooLong, nearest
 from sysdpo.paths import ASSETS
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,8 @@ CHATML = (
 )
 
 
+TEXT_LIMIT = 4_000_000
+"""Characters of a prompt beyond which it is not even tokenised: tokens take up to 200 bytes each."""
 PASSAGE = ASSETS / "passages" / "nature.txt"
 """What made-up texts are cut from."""
 CHARACTERS_PER_TOKEN = 12
@@ -67,11 +71,16 @@ class Prompt:
                 )
 
     def messages(self, parents: Mapping[str, Any]) -> list[dict[str, str]]:
-        texts = {name: _as_text(value) for name, value in parents.items()}
-        messages = [{"role": "system", "content": self.system.format(**texts)}] if self.system is not None else []
+        template = self.template(parents)
+        named = placeholders(str(template)) | placeholders(self.system or "")
+        systems, earlier, plain = unfold(parents, named)
+        texts = {name: _as_text(value) for name, value in plain.items()}
+        if self.system is not None:
+            systems = [self.system.format(**texts), *systems]
+        messages = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
         for user, assistant in self.examples:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        template = self.template(texts)
+        messages += [turn._asdict() for turn in earlier]
         return [*messages, {"role": "user", "content": str(template).format(**texts)}]
 
 
@@ -96,7 +105,12 @@ def _as_text(value: Any) -> str:
 
 
 class TextCodec:
-    """Prompts and completions as token ids, for one tokenizer, one prompt and one limit on new tokens."""
+    """Prompts and completions as token ids, for one tokenizer, one prompt and one limit on new tokens.
+
+    Attributes:
+        eos_token_id: what is scored after an answer: the token that the chat template writes there.
+        stop_token_ids: any of them ends a generation; `stops` of them are the model's own (its generation config).
+    """
 
     def __init__(
         self,
@@ -104,36 +118,59 @@ class TextCodec:
         prompt: Prompt,
         max_new_tokens: int,
         max_length: int | None = None,
+        stops: Collection[int] = (),
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise SettingError(f"the tokenizer of {tokenizer.name_or_path!r} has no end token; set eos_token.")
         if max_new_tokens < 1:
             raise SettingError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
         self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer)
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.max_length = max_length
-        self.eos_token_id: int = int(tokenizer.eos_token_id)
+        end = self.template.end
+        self.eos_token_id: int = int(tokenizer.eos_token_id if end is None else end)
+        # an id of the config that is no control token of this tokenizer belongs to another one
+        own = [token for token in stops if token in self.template.control.values()]
+        self.stop_token_ids = tuple(dict.fromkeys([self.eos_token_id, int(tokenizer.eos_token_id), *own]))
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_token_id)
-        self._ids = lru_cache(maxsize=65_536)(self._tokenize)
+        self._ids = lru_cache(maxsize=65_536)(self.template.text_ids)
+        self._prompts = lru_cache(maxsize=65_536)(self._tokenize)
 
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _tokenize(self, turns: tuple[tuple[str, str], ...]) -> tuple[int, ...]:
+        return self.template.prompt_ids([{"role": r, "content": c} for r, c in turns], self.prompt.prefix)
 
     def prompt_ids(self, parents: Mapping[str, Any]) -> tuple[int, ...]:
         """The question as the model sees it, up to where its own answer begins."""
         messages = self.prompt.messages(parents)
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        else:  # a base model: plain text, one turn a paragraph
-            text = "\n\n".join(m["content"] for m in messages) + "\n\n"
-        ids = self._ids(str(text) + self.prompt.prefix)
+        ids = self._prompts(tuple((m["role"], m["content"]) for m in messages))
         if self.max_length is not None and len(ids) + self.max_new_tokens > self.max_length:
-            raise SettingError(
+            text = self.tokenizer.decode(list(ids[:60]))
+            raise TooLong(
                 f"a prompt of {len(ids)} tokens and max_new_tokens={self.max_new_tokens} exceed the model's context "
                 f"of {self.max_length}; shorten the prompt or lower max_new_tokens. It begins: {str(text)[:60]!r}"
             )
         return ids
+
+    def check_length(self, parents: Mapping[str, Any], drafts: Mapping[str, int]) -> None:
+        """Refuse a prompt that exceeds the context, or will once its parents are drawn ({parent: its most tokens})."""
+        longest = sum(len(value) for value in parents.values() if isinstance(value, str))
+        if longest > TEXT_LIMIT:  # not even worth the memory of its tokens
+            raise TooLong(f"a prompt of {longest} characters is longer than any context; shorten the prompt.")
+        ids = self.prompt_ids(parents)
+        text = f"{self.prompt.template(parents)}{self.prompt.system or ''}"
+        coming = sum(tokens * text.count(f"{{{name}}}") for name, tokens in drafts.items())
+        if self.max_length is not None and len(ids) + coming + self.max_new_tokens > self.max_length:
+            raise TooLong(
+                f"a prompt of {len(ids)} tokens, to which drafts add up to {coming}, and max_new_tokens="
+                f"{self.max_new_tokens} exceed the model's context of {self.max_length}; shorten the prompt or lower "
+                "max_new_tokens."
+            )
+
+    def count(self, text: str) -> int:
+        """How many tokens a whole text has, its end token left out."""
+        return len(self._ids(text[:TEXT_LIMIT]))
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """The tokens whose probability is p(text | prompt): with the end token, unless the limit cut the text off."""
@@ -141,11 +178,9 @@ class TextCodec:
         return (*ids, self.eos_token_id) if len(ids) < self.max_new_tokens else ids[: self.max_new_tokens]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion: everything before the end token."""
-        tokens = list(ids)
-        if self.eos_token_id in tokens:
-            tokens = tokens[: tokens.index(self.eos_token_id)]
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        """The text of a completion: everything before the first token that ends it."""
+        stop = next((i for i, token in enumerate(ids) if token in self.stop_token_ids), len(ids))
+        text = str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True))
         # after a forced beginning the first word carries its own space, and belongs to other tokens without it
         return text.rstrip() if self.prompt.prefix else text.strip()
 

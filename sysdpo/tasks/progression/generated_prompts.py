@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sysdpo.data.records import read_rows
+from sysdpo.data.files import read_rows
 from sysdpo.errors import SettingError, nearest
 from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint, MalformedAnswerError
 from sysdpo.tasks.progression.prompts import NOUNS

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product, zip_longest
 
-from sysdpo.data.records import read_rows
+from sysdpo.data.files import read_rows
 from sysdpo.errors import SettingError, nearest
 
 NOUNS = {
