@@ -221,7 +221,7 @@ class Component(nn.Module):
         return None
 
     def made_up_value(self, key: int, tokens: int) -> Value | None:
-        """A value that the component could have drawn, a text of that many tokens; None: it has to be asked (a tool)."""
+        """A value that the component could draw, a text of that many tokens; None: it has to be asked (a tool)."""
         return self.domain[key % len(self.domain)] if self.domain is not None else None
 
     def rehearse(self, frame: int, tokens: int | None) -> None:

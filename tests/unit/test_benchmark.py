@@ -7,11 +7,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from sysdpo.benchmark.readings import FORGET, Memory
+from sysdpo.benchmark.table import benchmark
 from sysdpo.components.text.codec import byte_tokenizer
 from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
-from sysdpo.planning.benchmark import benchmark
-from sysdpo.planning.readings import FORGET, Memory
 from sysdpo.planning.workload import Workload
 from tests.composed import SYSTEMS, build
 

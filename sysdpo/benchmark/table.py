@@ -13,16 +13,16 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from sysdpo.benchmark.beside import Measured, both
+from sysdpo.benchmark.readings import Memory, timed
 from sysdpo.components.base import Component
 from sysdpo.errors import SettingError, check_count
-from sysdpo.experiment.build import build_system, device_name, training_settings
+from sysdpo.experiment.build import device_name, training_settings
 from sysdpo.experiment.downloads import check_models
 from sysdpo.planning import cost
-from sysdpo.planning.beside import Measured, both
-from sysdpo.planning.estimate import begin_plan, check_plan
+from sysdpo.planning.estimate import begin_plan, build_trainable, check_plan
 from sysdpo.planning.phases import Phases, count
 from sysdpo.planning.plan import GENERATOR, Phase, Plan
-from sysdpo.planning.readings import Memory, timed
 from sysdpo.planning.rehearsal import counted_tokens
 from sysdpo.planning.workload import Workload
 from sysdpo.runs.folder import environment, read_jsonl
@@ -53,7 +53,7 @@ def benchmark(config: DictConfig) -> Measured:
     settings = training_settings(config)
     memory = Memory()
     log.info("load")
-    system, seconds = timed(lambda: _load(config))
+    system, seconds = timed(lambda: build_trainable(config))
     memory.of(system)
     objective.check(system)
     check_training(system, settings)
@@ -85,12 +85,6 @@ def benchmark(config: DictConfig) -> Measured:
         "checkpoint": kept,
         "sampling": bench.sampling(phases),
     }
-
-
-def _load(config: DictConfig) -> CompoundSystem:
-    system = build_system(config)
-    system.train_only(list(system.components) if config.train is None else list(config.train))
-    return system
 
 
 class Benchmark:
