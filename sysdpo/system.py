@@ -242,7 +242,7 @@ class CompoundSystem(nn.Module):
                 if component.likelihood == "constant" or agrees:
                     continue
                 seeds = None if noise is None else [_mix(noise[owners[i][0]], 0, owners[i][1]) for i in members]
-                terms = _evaluate(component, quantity, [values[i] for i in members], [calls[i] for i in members], seeds)
+                terms = evaluate(component, quantity, [values[i] for i in members], [calls[i] for i in members], seeds)
                 terms = terms.to(self.device)  # components may live on several
                 index = torch.tensor([owners[i][0] for i in members], device=terms.device)
                 total = total.to(terms.dtype).index_add(0, index, terms)
@@ -364,9 +364,10 @@ def _by_component(variable: Variable, rows: Sequence[Row], owners: Sequence[tupl
     return members
 
 
-def _evaluate(
+def evaluate(
     component: Component, quantity: Quantity, values: Sequence[Value], parents: Parents, noise: Sequence[int] | None
 ) -> Tensor:
+    """The quantity of B values of one component: [B]; every computation of a forward pass goes through here."""
     if quantity == "log_ratio":
         return component.log_ratio(values, parents, noise)
     if quantity == "log_prob" and component.is_trainable:

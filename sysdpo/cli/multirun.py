@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Multirun:
     """The jobs of a multirun; `sweep` is the name of its folder, None where the jobs are rows of a table."""
 
     sweep: str | None
@@ -64,13 +64,13 @@ class Plan:
     jobs: tuple[Job, ...]
 
 
-def plan(
+def multirun(
     given: Sequence[Override],
     grids: Sequence[Sequence[Override]],
     rows: Sequence[Override],
     name: str | None,
     logger: str | None,
-) -> Plan:
+) -> Multirun:
     """Jobs from the command line's overrides and the config's grids; a key on the command line replaces the grids'.
 
     Args:
@@ -92,8 +92,8 @@ def plan(
     axes = [key for key in keys if len(texts[key]) > 1 and key != "seed"]
     short = short_names(axes)
     extra = [key for key in swept if key != "seed" and not any(key == o.key_or_group for grid in grids for o in grid)]
-    together = "+".join(([name] if name else []) + [short_names(extra)[key] for key in extra])
-    title = _plain(together) if is_sweep else None
+    joined = "+".join(([name] if name else []) + [short_names(extra)[key] for key in extra])
+    title = _plain(joined) if is_sweep else None
     fallback = [f"logger={logger}"] if is_sweep and logger and "logger" not in keys else []
     jobs: dict[str, Job] = {}
     for point in points:
@@ -106,7 +106,7 @@ def plan(
             if "run_folder" not in keys:
                 overrides.append(f"run_folder='${{table_folder}}/sweeps/{title}/{label}'")
         jobs.setdefault(label, Job(label, tuple(overrides), values))
-    return Plan(title, tuple(axes), tuple(jobs.values()))
+    return Multirun(title, tuple(axes), tuple(jobs.values()))
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class StudySweeper(Sweeper):
             MultirunFailed: after all jobs, if one or more failed.
         """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        parsed = plan(
+        parsed = multirun(
             parser.parse_overrides(arguments),
             [parser.parse_overrides([f"{k}={v}" for k, v in grid.items()]) for grid in self.grids],
             parser.parse_overrides([f"method={','.join(rows)}"] if (rows := self.config.get("rows")) else []),
@@ -256,7 +256,7 @@ class StudySweeper(Sweeper):
 
     def _summarise(
         self,
-        parsed: Plan,
+        parsed: Multirun,
         configs: Mapping[str, DictConfig],
         folders: Mapping[str, Path],
         failures: Mapping[str, JobFailed],

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from sysdpo.errors import SettingError
 from sysdpo.reporting.pooling import pool, variables
 from sysdpo.reporting.sheets import draw_sheet, sequence_lines
-from sysdpo.reporting.tables import Row, Table
+from sysdpo.reporting.tables import MethodRow, Table
 from sysdpo.runs.files import replacing, write_text
 from sysdpo.runs.folder import RunFolder
 
@@ -128,7 +128,7 @@ def _every(config: Mapping[str, Any]) -> int:
     return max(1, int((config.get("training") or {}).get("steps", 4)) // 4)
 
 
-def sweep_rows(root: Path, metric: str) -> list[Row]:
+def sweep_rows(root: Path, metric: str) -> list[MethodRow]:
     """The finished jobs `root/*/`, those that differ in the seed alone as one row, named by their folder."""
     groups: dict[str, dict[int, RunFolder]] = defaultdict(dict)
     for path in sorted(root.glob("*/")):
@@ -139,7 +139,7 @@ def sweep_rows(root: Path, metric: str) -> list[Row]:
     rows = []
     for label, runs in groups.items():
         cell, _ = pool(list(runs.values()), metric)
-        rows.append(Row(label, label, runs, {} if cell is None else {metric: cell}, {}))
+        rows.append(MethodRow(label, label, runs, {} if cell is None else {metric: cell}, {}))
     return rows
 
 

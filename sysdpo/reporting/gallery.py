@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from sysdpo.reporting.pooling import row_numbers, variables
-from sysdpo.reporting.tables import Row, Table, decimals
+from sysdpo.reporting.tables import MethodRow, Table, decimals
 from sysdpo.runs.folder import RunFolder, read_picture
 
 SHOWN = 8  # evaluation rows
@@ -38,7 +38,7 @@ def gallery(table: Table) -> str:
 class _Side:
     """One method's outputs under one seed."""
 
-    def __init__(self, row: Row, seed: int, table: Table) -> None:
+    def __init__(self, row: MethodRow, seed: int, table: Table) -> None:
         run = row.runs[seed]
         self.row, self.seed, self.run = row, str(seed), run
         self.records = run.samples

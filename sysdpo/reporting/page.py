@@ -12,7 +12,7 @@ from sysdpo.reporting.figures import INK, Drawn, Figure, draw_figures
 from sysdpo.reporting.gallery import gallery, text
 from sysdpo.reporting.tables import (
     CONTRAST_HEADINGS,
-    Row,
+    MethodRow,
     Table,
     as_markdown,
     comparable,
@@ -107,7 +107,7 @@ def _contrasts(table: Table) -> str:
     return f"<table class='results'>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n"
 
 
-def _cells(table: Table, row: Row, metric: str) -> str:
+def _cells(table: Table, row: MethodRow, metric: str) -> str:
     paper = f"<td class='paper'>{show_paper(table, row, metric)}</td>" if table.in_paper(metric) else ""
     if metric not in row.cells:
         return f"<td class='gap'>{'missing' if not row.runs else '–'}</td>{paper}"

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from sysdpo.reporting.tables import Row
+from sysdpo.reporting.tables import MethodRow
 from sysdpo.runs.files import replacing, write_text
 from sysdpo.runs.folder import RunFolder, read_picture
 
@@ -115,7 +115,7 @@ def _wrapped(value: str, width: int) -> str:
 
 
 def sequence_lines(
-    before: Row, after: Row, inputs: Sequence[str], captions: str, levels: str, metric: str, shown: int
+    before: MethodRow, after: MethodRow, inputs: Sequence[str], captions: str, levels: str, metric: str, shown: int
 ) -> list[Line]:
     """`shown` evaluation rows at equal distances, under a seed that both rows of the table have; [] without pictures.
 

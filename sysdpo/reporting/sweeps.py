@@ -21,7 +21,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from sysdpo.reporting.figures import COLOURS, INK, MARKERS, save, style
-from sysdpo.reporting.pooling import Cell, figure, pool
+from sysdpo.reporting.pooling import Cell, pool, run_cell
 from sysdpo.runs.files import write_text
 from sysdpo.runs.folder import RunFolder
 
@@ -52,7 +52,7 @@ class SweepJob:
         """metric -> figure, of a finished job."""
         if self.status != "finished":
             return {}
-        return {name: cell for name in self.run.metrics or {} if (cell := figure(self.run, name)) is not None}
+        return {name: cell for name in self.run.metrics or {} if (cell := run_cell(self.run, name)) is not None}
 
 
 @dataclass(frozen=True)

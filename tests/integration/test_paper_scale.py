@@ -18,7 +18,6 @@ from sysdpo.components.text.language_model import build_language_model
 from sysdpo.components.weights import architecture_folder
 from sysdpo.experiment.build import build_system
 from sysdpo.paths import CONF
-from sysdpo.planning.probes import parts
 from sysdpo.training.checkpoints import checkpoint_path, checkpoint_steps
 from sysdpo.training.loop import Trainer
 from tests.image_systems import make_diffusion
@@ -231,7 +230,7 @@ def check_figures(result: dict[str, Any], overrides: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         system = build_system(compose("config", overrides))
     for name, found in result["components"].items():
-        networks = parts(system.component(name)).values()
+        networks = system.component(name).networks().values()
         expected = sum(p.numel() for network in networks for p in network.parameters())
         assert found["parameters"] == {"measured": expected, "planned": expected}
         assert found["trainable"]["measured"] == found["trainable"]["planned"]

@@ -21,7 +21,7 @@ from PIL import Image
 
 from sysdpo.cli.command import command
 from sysdpo.cli.failures import explain
-from sysdpo.cli.multirun import Plan, plan
+from sysdpo.cli.multirun import Multirun, multirun
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
@@ -33,12 +33,12 @@ from tests.unit.test_reporting import FIGURES, NUMBERS, POOLED, write_run
 ROWS = ("method=prompted,sysdpo_sampling",)
 
 
-def planned(*given: str, grids: tuple[tuple[str, ...], ...] = (), name: str | None = None) -> Plan:
+def planned(*given: str, grids: tuple[tuple[str, ...], ...] = (), name: str | None = None) -> Multirun:
     parse = OverridesParser.create().parse_overrides
-    return plan(parse(list(given)), [parse(list(g)) for g in grids], parse(list(ROWS)), name, "wandb")
+    return multirun(parse(list(given)), [parse(list(g)) for g in grids], parse(list(ROWS)), name, "wandb")
 
 
-def names(found: Plan) -> list[str]:
+def names(found: Multirun) -> list[str]:
     return [job.name for job in found.jobs]
 
 

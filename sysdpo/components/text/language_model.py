@@ -1,16 +1,17 @@
 """A language model as a component: p(v | Pa(v)) of a text given texts, with a LoRA policy and its frozen reference."""
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sysdpo.components.base import Component, Parents, TokenSampler, Value
+from sysdpo.components.base import Component, Parents, Stage, TokenSampler, Value
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
@@ -18,6 +19,7 @@ from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
 from sysdpo.components.text.pretrained import Weights, load_causal_lm
 from sysdpo.components.text.probe import FIRST_LENGTH, packs_at, probe
+from sysdpo.components.text.rehearsal import RehearsedCodec, decoding_stages
 from sysdpo.errors import SettingError
 from sysdpo.sampling.decoding import Uncached, accepts
 from sysdpo.sampling.monte_carlo import MonteCarlo
@@ -302,6 +304,46 @@ class LanguageModel(Component):
         }
         asked = {"user": prompt} if isinstance(prompt, str) else prompt
         return build_language_model(prompt=asked, pretrained=pretrained, kind=cls, **{**defaults, **settings})
+
+    # ---- what a plan and a benchmark ask -------------------------------------------------------------------------
+
+    @property
+    def unit(self) -> Literal["tokens"]:
+        return "tokens"
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {"model": self.model}
+
+    def frozen_copies(self) -> list[torch.nn.Module]:
+        return list(self._frozen_copy)
+
+    @property
+    def tokenizer(self) -> str:
+        return "the model's own" if self.codec.tokenizer.name_or_path else "one token a byte"
+
+    def token_embedding(self) -> torch.nn.Module:
+        return self.causal_lm.get_input_embeddings()
+
+    def amount(self, value: Value) -> int:
+        return len(self.codec.completion_ids(str(value)))
+
+    def prompt_tokens(self, parents: Mapping[str, Value]) -> int:
+        return len(self.codec.prompt_ids(parents))
+
+    def made_up_text(self, key: int, tokens: int) -> str:
+        return self.codec.made_up(key, tokens)
+
+    def made_up_value(self, key: int, tokens: int) -> Value | None:
+        return self.made_up_text(key, tokens) if self.domain is None else super().made_up_value(key, tokens)
+
+    def rehearse(self, frame: int, tokens: int | None) -> None:
+        limit = self.codec.max_new_tokens
+        self._longest_pack = sys.maxsize  # what has no values cannot be tried
+        self.codec = RehearsedCodec(self.codec, frame, limit if tokens is None else min(limit, tokens))
+
+    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+        with hold_in(self.dtype, self.model, self._wide):
+            yield from decoding_stages(self.causal_lm, n, prompt, self.codec.max_new_tokens)
 
     def restore(self, folder: str) -> None:
         if isinstance(self.model, PeftModel):
