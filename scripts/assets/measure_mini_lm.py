@@ -51,12 +51,15 @@ def held_out_loss(model: PreTrainedModel, codecs: dict[str, TextCodec], tasks: i
     return {role: round(completion_loss(model, *collate([each[role] for each in said])).item(), 4) for role in codecs}
 
 
-def evaluate(folder: Path, tasks: int, seed: int, temperature: float = 1.0, top_p: float = 1.0) -> dict[str, Any]:
+GENERATION = MonteCarlo(temperature=0.7, top_p=0.9, distinct=False)
+"""As `conf/model/mini_lm.yaml` has it, and every other model at a small scale."""
+
+
+def evaluate(folder: Path, tasks: int, seed: int) -> dict[str, Any]:
     """Both untrained systems on prompts of the evaluation share."""
     model, tokenizer = load_causal_lm(str(folder.resolve()), dtype="float32", device="cpu")
-    generation = MonteCarlo(temperature=temperature, top_p=top_p, distinct=False)
     speakers = {
-        role: LanguageModel(model, tokenizer, Prompt(user), generation=generation, max_new_tokens=MAX_NEW_TOKENS)
+        role: LanguageModel(model, tokenizer, Prompt(user), generation=GENERATION, max_new_tokens=MAX_NEW_TOKENS)
         for role, user in user_prompts().items()
     }
     codecs = {role: speaker.codec for role, speaker in speakers.items()}

@@ -63,8 +63,6 @@ def train(args: argparse.Namespace, codecs: dict[str, TextCodec], vocab_size: in
         if (step + 1) % args.report_every == 0:
             recent = sum(losses[-args.report_every :]) / args.report_every
             held = held_out_loss(model, codecs, 50, args.seed)
-            model.save_pretrained("/tmp/mini_ckpt")
-            tokenizer.save_pretrained("/tmp/mini_ckpt")
             print(f"{step + 1:6d}  {time.perf_counter() - started:6.0f} s  {recent:.4f}  {held}", flush=True)
     return model.eval(), time.perf_counter() - started
 
