@@ -9,6 +9,7 @@ from PIL import Image
 
 from sysdpo.data.records import PreferenceData
 from sysdpo.data.storage import made_once
+from sysdpo.evaluation.measures import Measure
 from sysdpo.experiment.build import digest, untrained, without_seed
 from sysdpo.progress import progress
 from sysdpo.runs.files import is_summed, replacing, write_json, write_jsonl, write_summed
@@ -18,7 +19,7 @@ from sysdpo.system import CompoundSystem
 
 
 def curve_point(
-    config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Any
+    config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Measure
 ) -> dict[str, float]:
     """The experiment's metrics on some evaluation rows, and as `<metric>/se` their standard errors over these rows.
 
@@ -35,7 +36,7 @@ def curve_point(
 
 
 def evaluate(
-    config: DictConfig, system: CompoundSystem, data: PreferenceData, measure: Any, folder: Path
+    config: DictConfig, system: CompoundSystem, data: PreferenceData, measure: Measure | None, folder: Path
 ) -> dict[str, Any]:
     """Run the system on the evaluation rows and measure what comes out."""
     if measure is None or not data.evaluation:

@@ -15,7 +15,7 @@ from sysdpo.losses import preference_loss
 from sysdpo.planning.meter import Meter, as_shapes, shapes
 from sysdpo.planning.workload import Workload
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.objectives import Preference, Sampling
+from sysdpo.training.objectives import Objective, Sampling
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Update:
 
 
 def rehearse_update(
-    system: CompoundSystem, preference: Preference, workload: Workload, pairs: int, repeats: int = 2
+    system: CompoundSystem, preference: Objective, workload: Workload, pairs: int, repeats: int = 2
 ) -> Update:
     """`preference` compares `pairs` pairs and goes back; the second time gradients are in place, and no text is known.
 
@@ -59,7 +59,7 @@ def rehearse_update(
     return Update(saved, meter.peak, meter, sum(tokens))
 
 
-def _back(system: CompoundSystem, preference: Preference, pairs: Sequence[Pair]) -> None:
+def _back(system: CompoundSystem, preference: Objective, pairs: Sequence[Pair]) -> None:
     preference_loss(preference.compare(system, pairs, [p.index for p in pairs]).margin, 0.1).sum().backward()
 
 

@@ -23,7 +23,7 @@ from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.fingerprint import differing, fingerprint
-from sysdpo.training.objectives import Comparison, Preference
+from sysdpo.training.objectives import Comparison, Objective
 from sysdpo.training.start import check_margin, check_saving
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class Trainer:
     def __init__(
         self,
         system: CompoundSystem,
-        preference: Preference,
+        preference: Objective,
         train: Sequence[Pair],
         validation: Sequence[Pair] = (),
         settings: TrainingSettings | None = None,
