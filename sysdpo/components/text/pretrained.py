@@ -177,8 +177,8 @@ def _load_weights(source: str, form: Mapping[str, Any], trust_remote_code: bool)
     absent = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if absent:
         raise SettingError(
-            f"model.pretrained={source!r}: {weight_file(Path(source))} holds weights of another architecture than its config and "
-            f"model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
+            f"model.pretrained={source!r}: {weight_file(Path(source))} holds weights of another architecture than its "
+            f"config and model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
         )
     check_finite("model.pretrained", source, model)
     return model
