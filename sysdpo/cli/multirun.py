@@ -27,6 +27,8 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
 from sysdpo.cli.failures import JobFailed, failed
+from sysdpo.cli.schema.check import check_config
+from sysdpo.cli.schema.effect import check_effect
 from sysdpo.errors import SettingError
 from sysdpo.reporting.sweeps import summarise
 from sysdpo.runs.files import write_json, write_text
@@ -177,6 +179,7 @@ class StudySweeper(Sweeper):
 
         Raises:
             MultirunFailed: after all jobs, if one or more failed.
+            SettingError: before the first job, if an override has no effect on any of them.
         """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = multirun(
@@ -193,9 +196,11 @@ class StudySweeper(Sweeper):
             try:
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, list(job.overrides))
                 folders[job.name] = Path(config.run_folder)
+                check_config(config)
                 composed[job.name] = config
             except Exception as error:
                 failures[job.name] = failed(error)
+        check_effect(arguments, list(composed.values()))
         logs = next(iter(folders.values())).parent if parsed.sweep and folders else Path(self.config.hydra.sweep.dir)
         logs = logs / "logs"
         try:

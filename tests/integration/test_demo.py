@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from sysdpo.cli.command import as_text, command
+from sysdpo.cli.command import command
+from sysdpo.cli.overrides import as_text
 from sysdpo.experiment.build import build_system
 from sysdpo.experiment.demo import demonstrate, load_run
 from sysdpo.runs.folder import RunFolder
@@ -28,7 +29,7 @@ def generate(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     def task(config: Any) -> None:
         print(demonstrate(config))
 
-    monkeypatch.setattr(sys, "argv", as_text(["generate.py", *arguments], ("ask", "run", "folder")))
+    monkeypatch.setattr(sys, "argv", as_text(["generate.py", *arguments], ("ask",)))
     GlobalHydra.instance().clear()
     try:
         command(task, config_name="generate")()
