@@ -5,6 +5,7 @@ limits of numbers and texts stand in `limits`. A user's own part is checked as f
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +19,7 @@ from sysdpo.cli.schema.limits import (
     HANDED_ON,
     ITEMS,
     LIMITS,
+    METHOD,
     NESTED,
     PLAN,
     SYSTEM,
@@ -31,6 +33,11 @@ from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
 
 HYDRA_S = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+CONVERSIONS = ("none", "partial", "object", "all")
+
+REFERRING = ("objective", "evaluation", "dataset", "logger")
+"""Checked last: a setting is named by its own place, not by that of who refers to it."""
 
 GIVEN_BY_RUN = {"training": ("beta", "seed")}
 """Settings of a class that the run fills in from elsewhere."""
@@ -52,13 +59,12 @@ def check_settings(content: Mapping[str, Any]) -> None:
     for name in ("training", "bound"):
         if isinstance(content.get(name), Mapping) and "_target_" not in content[name]:
             _check_keys(name, content[name], _of_class(DESCRIBED[name], GIVEN_BY_RUN.get(name, ())))
-    if isinstance(content.get("plan"), Mapping):
-        _check_some(content["plan"], PLAN, "plan")
-    if isinstance(content.get("prompt"), Mapping):
-        _check_some(content["prompt"], NESTED["prompt"], "prompt")
-    for name, value in content.items():
+    for name, kinds in (("method", METHOD), ("plan", PLAN), ("prompt", NESTED["prompt"])):
+        if isinstance(content.get(name), Mapping):
+            _check_some(content[name], kinds, name)
+    for name in sorted(content, key=lambda name: name in REFERRING):
         if name != "system":
-            _check_parts(name, value)
+            _check_parts(name, content[name])
     if "system" in content:
         graph = _check_system(content["system"])
         for name in content.get("train") or ():
@@ -111,6 +117,8 @@ def _check_target(place: str, part: Mapping[str, Any]) -> None:
     for key in ("_partial_", "_recursive_"):
         if key in part and not isinstance(part[key], bool):
             raise SettingError(f"{place}.{key}={part[key]!r}: must be true or false.")
+    if part.get("_convert_", "none") not in CONVERSIONS:
+        raise SettingError(f"{place}._convert_={part['_convert_']!r}: must be {' or '.join(CONVERSIONS)}.")
     known = _taken_by(target)
     if known is not None:
         own = DATASET if place == "dataset" else {}
@@ -173,7 +181,7 @@ def _limited(key: str, kind: Kind, target: str) -> Kind:
     items = next((ITEMS[name] for name in names if name in ITEMS), None)
     if limits is None and "whole" in kind.forms:
         limits = WHOLE
-    return Kind(kind.forms, kind.choices, kind.item, limits or kind.limits, items or kind.item_limits)
+    return replace(kind, limits=limits or kind.limits, item_limits=items or kind.item_limits)
 
 
 def _check_some(part: Mapping[str, Any], kinds: Mapping[str, Kind], place: str = "") -> None:

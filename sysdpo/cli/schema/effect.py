@@ -40,11 +40,10 @@ def check_effect(given: Sequence[str], configs: Sequence[DictConfig]) -> None:
         name = _place(override)
         if name is None or name in used or not configs:
             continue
-        first = configs[0]
-        remedy = _remedy(name)
+        here = f"experiment={configs[0].get('experiment')}, {_rows(configs)}"
         raise SettingError(
-            f"{override.input_line}: has no effect, because nothing here uses {name} (experiment={first.get('experiment')}"
-            f", {_rows(configs)}); leave it out{remedy}."
+            f"{override.input_line}: has no effect, because nothing here uses {name} ({here}); leave it out"
+            f"{_remedy(name)}."
         )
 
 

@@ -52,13 +52,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Kind:
-    """The forms that a value may have; none: any. `item`: of a list's items or a mapping's values."""
+    """The forms that a value may have; none: any. `item`: of a list's items or a mapping's values.
+
+    `is_part`: a mapping that describes an object has to name its class.
+    """
 
     forms: frozenset[Form] = frozenset()
     choices: tuple[Any, ...] = ()
     item: "Kind | None" = None
     limits: Limits = Limits()
     item_limits: Limits = Limits()
+    is_part: bool = False
 
     def __or__(self, other: "Kind") -> "Kind":
         if not self.forms or not other.forms:
@@ -68,10 +72,8 @@ class Kind:
             forms=self.forms | other.forms,
             choices=self.choices + other.choices,
             item=self.item or other.item,
+            is_part=self.is_part or other.is_part,
         )
-
-    def within(self, limits: Limits) -> "Kind":
-        return replace(self, limits=limits)
 
 
 def kind(*forms: Form, item: Kind | None = None, limits: Limits | None = None) -> Kind:
@@ -116,8 +118,11 @@ def refusal(kind: Kind, value: Any) -> tuple[str, str] | None:
         return "", nearest(value, map(str, kind.choices))
     if form in ("whole", "number", "text") and (why := kind.limits.refusal(value)):
         return "", why
+    if kind.is_part and form == "mapping" and "_target_" not in value and not (value == {} and "null" in kind.forms):
+        return "", "must name a class by its _target_"
     if form in ("list", "mapping"):
-        return _inside(replace(kind.item, limits=kind.item_limits) if kind.item else ANY, value)
+        item = kind.item or ANY
+        return _inside(item if kind.item_limits == Limits() else replace(item, limits=kind.item_limits), value)
     return None
 
 
@@ -136,5 +141,7 @@ def _form_wanted(kind: Kind, value: Any) -> str:
     words = " or ".join(
         " or ".join(map(str, kind.choices)) if form == "text" and kind.choices else WORDS[form] for form in wanted
     )
+    if math.isfinite(kind.limits.least) and {"whole", "number"} & kind.forms:
+        words += f", at least {kind.limits.least:g}"
     quoted = form_of(value) in ("whole", "number", "flag") and "text" in kind.forms and not kind.choices
     return f"must be {words}" + (f"; as text it is written '\"{value}\"'" if quoted else "")

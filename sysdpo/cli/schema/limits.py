@@ -4,6 +4,8 @@ A name means the same wherever it stands. `Class.name` goes before it, where one
 setting needs a line here only if any number (from 0 to a million, if whole) is not right for it.
 """
 
+from dataclasses import replace
+
 from sysdpo.cli.schema.kinds import Kind, Limits, kind
 
 SEED = Limits(0, 2**32 - 1)
@@ -77,6 +79,8 @@ LIMITS: dict[str, Limits] = {
     "limit": Limits(1, 1_000_000_000),
     "answer": NOT_EMPTY,
     "path": NOT_EMPTY,
+    "overlong": Limits(pattern="error|drop|cut", remedy="error, drop or cut"),
+    "bad_rows": Limits(pattern="error|drop", remedy="error or drop"),
     "hub": NOT_EMPTY,
     "folder": NOT_EMPTY,
     "checkpoint": NOT_EMPTY,
@@ -96,6 +100,7 @@ LIMITS: dict[str, Limits] = {
     "characters_per_token": POSITIVE,
     "max_length": COUNT,
     # of loggers
+    "WandbLogger.mode": Limits(pattern="offline|online|disabled", remedy="offline, online or disabled"),
     "max_artifact_mb": NOT_NEGATIVE,
     "WandbLogger.project": WANDB_NAME,
     "WandbLogger.group": WANDB_GROUP,
@@ -124,7 +129,7 @@ NESTED: dict[str, dict[str, Kind]] = {
         "r": kind("whole", limits=SIZE),
         "lora_alpha": kind("number", limits=POSITIVE),
         "lora_dropout": kind("number", limits=Limits(0, below=1)),
-        "target_modules": TEXTS | kind("null"),
+        "target_modules": replace(TEXTS | kind("null"), limits=NOT_EMPTY),
     },
     "architecture": {
         "model_type": kind("text", limits=NOT_EMPTY),
@@ -186,6 +191,9 @@ TOP: dict[str, Kind] = {
     "contrasts": kind("mapping", "null", item=kind("list", item=kind("list", item=kind("text")))),
     **dict.fromkeys(("system", "dataset", "objective", "training", "method"), kind("mapping")),
     **dict.fromkeys(("judge", "logger"), kind("mapping", "null")),
+    **dict.fromkeys(
+        ("llm", "captioner", "diffusion", "sampler", "prompt", "parser", "bound", "scorer"), kind("mapping")
+    ),
     # of plan.yaml, headroom.yaml, generate.yaml, theory.yaml
     **dict.fromkeys(("plan", "benchmark"), kind("mapping")),
     "run": kind("text", limits=NOT_EMPTY),
@@ -207,6 +215,8 @@ SYSTEM: dict[str, Kind] = {
 
 COMPONENT: dict[str, Kind] = {"learning_rate": kind("number", "null", limits=RATE)}
 """What a component's description says to the loop, not to its class."""
+
+METHOD: dict[str, Kind] = {"name": kind("text", limits=NOT_EMPTY), "title": kind("text")}
 
 DATASET: dict[str, Kind] = {"name": kind("text", limits=NOT_EMPTY)}
 """Names the folder of made data; the rest is the source's own."""

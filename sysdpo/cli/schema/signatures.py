@@ -23,6 +23,7 @@ PLAIN = {
     "dict": kind("mapping"),
     "Mapping": kind("mapping"),
 }
+PART = Kind(frozenset({"mapping"}), is_part=True)
 LISTS = ("list", "tuple", "Sequence", "Collection", "Iterable", "set", "frozenset")
 MAPPINGS = ("dict", "Mapping", "MutableMapping")
 
@@ -107,7 +108,7 @@ def _kind(module: str, node: ast.expr) -> Kind:
     if isinstance(what, ast.expr):
         return _kind(home, what)
     # an object of ours is described by a mapping with its _target_; how anybody else's is made, we do not know
-    return kind("mapping") if isinstance(what, ast.ClassDef) and home.split(".")[0] == "sysdpo" else ANY
+    return PART if isinstance(what, ast.ClassDef) and home.split(".")[0] == "sysdpo" else ANY
 
 
 def _generic(module: str, name: str, inside: ast.expr) -> Kind:
@@ -125,6 +126,8 @@ def _generic(module: str, name: str, inside: ast.expr) -> Kind:
         return first
     if name in ("Annotated", "Final"):
         return _kind(module, parts[0])
+    if name == "Callable":
+        return PART  # written as the _target_ and _partial_: true
     if name in LISTS:
         return kind("list", item=_kind(module, parts[0]))
     return kind("mapping", item=_kind(module, parts[-1])) if name in MAPPINGS else ANY
