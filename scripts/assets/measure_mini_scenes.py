@@ -1,6 +1,5 @@
 """Draw with a scene model of `mini` and measure it: asked against measured level, contact sheet, card."""
 
-import json
 from pathlib import Path
 from random import Random
 from typing import Any

@@ -68,9 +68,7 @@ def asked() -> tuple[list[ProgressionPrompt], list[ProgressionPrompt]]:
     return make_prompts(ATTRIBUTES, PLACES, train, HELD_OUT_PLACES * templates, 0, HELD_OUT_PLACES)
 
 
-def batch(
-    codec: TextCodec, prompts: list[ProgressionPrompt], size: int, rng: Random
-) -> tuple[Tensor, Tensor, Tensor]:
+def batch(codec: TextCodec, prompts: list[ProgressionPrompt], size: int, rng: Random) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, mask and labels [size, L] of taught answers, padded on the right; prompts carry no label."""
     rows, starts = [], []
     for prompt in rng.choices(prompts, k=size):
@@ -189,7 +187,9 @@ def main() -> None:
     prompts, unseen = asked()
     rng = Random(SEED)
     texts = [p.x for p in prompts] + [taught(p, rng) for p in prompts]
-    texts += [worded(place, a, word) for place in PLACES for a in ATTRIBUTES for both in WORDS.values() for word in both]
+    texts += [
+        worded(place, a, word) for place in PLACES for a in ATTRIBUTES for both in WORDS.values() for word in both
+    ]
     tokenizer = train_tokenizer([*texts, "user", "assistant"], 512, CONTEXT)
     codec = TextCodec(tokenizer, PROMPT, MAX_NEW_TOKENS, CONTEXT)
     model, metrics = train(codec, tokenizer, args.steps)

@@ -18,6 +18,19 @@ from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import TrainingSettings
 
 
+def built(config: DictConfig, key: str, protocol: Any) -> Any:
+    """The part that a group of the config describes, refused where it lacks what the project will ask of it."""
+    part = instantiate(config[key])
+    asked = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
+    lacking = [name for name in asked if not hasattr(part, name)]
+    if lacking:
+        raise SettingError(
+            f"{key}: {type(part).__name__} lacks {', '.join(sorted(set(lacking)))}; see {protocol.__name__} in "
+            f"{protocol.__module__}."
+        )
+    return part
+
+
 def build_system(config: DictConfig) -> CompoundSystem:
     """The graph and its components, as `conf/system/` and `conf/model/` describe them."""
     description = config.system

@@ -22,14 +22,19 @@ def scores(table: Path, row: str) -> list[float]:
 
 def test_a_short_joint_run_beats_none_by_more_than_three_standard_errors(tmp_path: Path) -> None:
     process = start(
-        "train.py", "-m", "experiment=table1", "scale=mini", "method=before,sysdpo_direct", f"outputs={tmp_path}", *SMALL
+        "train.py",
+        "-m",
+        "experiment=table1",
+        "scale=mini",
+        "method=before,sysdpo_direct",
+        f"outputs={tmp_path}",
+        *SMALL,
     )
     _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     table = tmp_path / "table1" / "mini"
     gains = [
-        after - before
-        for before, after in zip(scores(table, "before"), scores(table, "sysdpo_direct"), strict=True)
+        after - before for before, after in zip(scores(table, "before"), scores(table, "sysdpo_direct"), strict=True)
     ]
     assert len(gains) == 192
     assert mean(gains) > 3 * stdev(gains) / math.sqrt(len(gains))

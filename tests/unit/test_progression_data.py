@@ -17,7 +17,6 @@ from sysdpo.data import storage
 from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, save_rows
 from sysdpo.errors import SettingError
-from sysdpo.planning.probes import frozen_copies
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
@@ -193,7 +192,7 @@ def test_a_model_that_only_draws_pairs_keeps_no_second_copy() -> None:
     system = progression._with_images_from(make_llm_diffusion(), lambda: drawer)
     assert system.component("diffusion") is drawer
     assert "diffusion" not in system.trainable
-    assert frozen_copies(drawer) == []
+    assert drawer.frozen_copies() == []
 
 
 def test_unparsed_texts_are_kept_and_rejected(tmp_path: Path) -> None:
@@ -323,7 +322,7 @@ def png(picture: Image.Image) -> bytes:
     [
         (png(to_picture(image(0)))[:-60], "truncated"),
         (b"no picture", "cannot be read"),
-        (Image.new("L", (8, 8)), "mode 'L'"),
+        (Image.new("CMYK", (8, 8)), "mode 'CMYK'"),
         (Image.new("RGB", (9, 8)), "8 x 9 pixels where the model has 8 x 8"),
         (torch.full((3, 8, 8), 2.0), r"outside \[0, 1\]"),
         (torch.full((3, 8, 8), float("nan")), r"outside \[0, 1\]"),

