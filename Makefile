@@ -142,8 +142,8 @@ TRIES ?= 6
 faults: $(READY)  ## rows at smoke killed, starved of room, their files harmed: what comes of it: TRIES=6
 	$(RUN) scripts/faults.py --tries $(TRIES) --page docs/faults.md
 
-test: $(READY) lint  ## everything but the slow and the GPU tier
-	$(RUN) -m pytest
+test: $(READY) lint  ## everything but the slow and the GPU tier, a worker a core
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(CORES) --dist loadfile
 
 test-slow: $(READY)  ## the slow tier
 	$(RUN) -m pytest -m slow

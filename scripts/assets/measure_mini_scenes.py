@@ -31,7 +31,7 @@ def draw(folder: Path, captions: list[str], seeds: list[int], steps: int, guidan
 
 
 def captions(per_grade: int, rng: Random) -> list[tuple[str, str, float]]:
-    """(caption, attribute, asked level): `per_grade` captions of each attribute and grade, at places drawn at random."""
+    """(caption, attribute, asked level): `per_grade` captions of each attribute and grade, at random places."""
     return [
         (phrase(rng.choice(PLACES), attribute, grade, rng), attribute, grade_center(grade))
         for attribute in ATTRIBUTES

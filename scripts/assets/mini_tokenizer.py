@@ -1,4 +1,4 @@
-"""The tokenizer of the miniature models: byte-level BPE of a few hundred tokens, in which a common word is one token."""
+"""The miniature models' tokenizer: byte-level BPE of a few hundred tokens, in which a common word is one token."""
 
 from collections.abc import Iterable
 

@@ -8,7 +8,7 @@ random. What comes out is the weak model, the one that table 1 trains and judges
 strong one, but a caption fixes the level only in part.
 
 Each is a `UNet2DConditionModel` on principal components of the 4x4 patches of 32x32 renders (v-prediction, cosine
-betas), trained together with a text encoder of its own, a Llama whose last hidden states are the conditions. Fixed seeds.
+betas), trained together with a text encoder of its own, a Llama whose last hidden states are the conditions.
 """
 
 import argparse
@@ -61,7 +61,7 @@ SCHEDULER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Constant rate, then over the last 40 % of the strong model's steps a cosine down to 0; a new start for the weak."""
+    """Constant rate, then over the last 40 % of the strong model's steps a cosine down to 0; anew for the weak."""
 
     strong_steps: int = 1200
     weak_steps: int = 300
