@@ -1,4 +1,4 @@
-"""Causal language models of transformers in sizes for tests: random weights, one token a byte, every mechanism alive."""
+"""Causal language models of transformers in sizes for tests: random weights, one token a byte, all mechanisms alive."""
 
 from typing import Any
 
@@ -57,7 +57,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cohere": {**BASE, "logit_scale": 0.25},
     "cohere2": {**WINDOW, **MIXED, "logit_scale": 0.25},
     "gpt2": GPT,
-    "gpt_neo": {**GPT, "num_layers": 2, "num_heads": 4, "window_size": 8, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neo": {
+        **GPT, "num_layers": 2, "num_heads": 4, "window_size": 8, "attention_types": [[["global", "local"], 1]],
+    },
     "gpt_neox": BASE,
     "gptj": {**GPT, "rotary_dim": 4},
     "gpt_bigcode": GPT,

@@ -1,14 +1,12 @@
 """What a user reads of an exception: one line for a mistake, and for a bug where its traceback lies."""
 
-import errno
 import re
 import traceback
 from collections.abc import Callable
 
+from sysdpo.errors import plain
 from sysdpo.paths import CONF
-
-NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
-"""Why a file cannot be written although the code is right."""
+from sysdpo.runs.files import no_place
 
 
 class JobFailed(Exception):
@@ -61,8 +59,11 @@ def explain(error: BaseException) -> str | None:
         return f"{lacking.full_key}: {nearest(str(lacking.key), known)}. {remedy}"
     if isinstance(error, InterpolationKeyError):
         return _nobody_chose(error)
-    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename:
-        return f"{error.filename}: {error.strerror}; make room or get the right to write, or set outputs=… elsewhere."
+    if (why := no_place(error)) is not None:
+        return one_line(
+            f"{why[1] or 'a file of this run'}: {why[0]}; make room or get the right to write, or set outputs=… "
+            "elsewhere. What was saved is intact: the same command goes on."
+        )
     if isinstance(error, InstantiationException):
         return _wrong_part(error)
     return one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
@@ -100,8 +101,6 @@ def _wrong_part(error: Exception) -> str | None:
     return f"{where[1]}: {one_line(cause)}" if where else one_line(cause)
 
 
-def one_line(error: BaseException) -> str:
-    """What it says, without anything that a terminal would act on: messages quote data."""
-    from sysdpo.errors import printable
-
-    return " ".join(printable(str(error)).split()) or type(error).__name__
+def one_line(error: BaseException | str) -> str:
+    """The text in one line that a terminal shows as it is; what came from data may hold control sequences."""
+    return plain(" ".join(str(error).split())) or type(error).__name__

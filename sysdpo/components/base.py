@@ -1,7 +1,7 @@
 """The contract of a component: one conditional distribution p(v | Pa(v)) and its frozen reference (eq. 3)."""
 
 import pickle
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -31,6 +31,11 @@ def identity(value: Value) -> Hashable:
     if isinstance(value, list | tuple):
         return ("list", *map(identity, value))
     return value if isinstance(value, Hashable) else (type(value).__name__, pickle.dumps(value))
+
+
+Stage = tuple[int, Callable[[Any], Any]]
+"""How often a kind of work is done (0: never at one go), and one unit of it, which is given what the stage before it
+has left and returns what it leaves itself (a cache), or None."""
 
 
 class TokenSampler(Protocol):
@@ -173,3 +178,60 @@ class Component(nn.Module):
     def restore(self, folder: str) -> None:
         """Take the trained weights that `save` wrote; the reference stays as it is."""
         raise NotImplementedError
+
+    # ---- what a plan and a benchmark ask: a component without networks of its own has nothing to answer ------------
+
+    @property
+    def unit(self) -> Literal["tokens", "images"] | None:
+        """What the model's work is counted in; None where no model draws the values."""
+        return None
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Values that are drawn side by side at most; None: as many as are asked for."""
+        return None
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks by name, frozen helpers (VAE, text encoders) included."""
+        return {}
+
+    def frozen_copies(self) -> list[nn.Module]:
+        """Networks kept beside the policy as its reference; none where an adapter is switched off."""
+        return []
+
+    @property
+    def tokenizer(self) -> str:
+        """Whose tokens are counted; empty where there are none."""
+        return ""
+
+    def token_embedding(self) -> nn.Module | None:
+        """The module that every token of a forward pass goes through."""
+        return None
+
+    def amount(self, value: Value) -> int:
+        """How much of its unit the component drew with this value."""
+        return 0
+
+    def prompt_tokens(self, parents: Mapping[str, Value]) -> int:
+        """Tokens of what the model is asked; 0 where it reads no text."""
+        return 0
+
+    def made_up_text(self, key: int, tokens: int) -> str | None:
+        """A text of that many tokens of the component's own, other than that of another key; None: it reads none."""
+        return None
+
+    def made_up_value(self, key: int, tokens: int) -> Value | None:
+        """A value that the component could draw, a text of that many tokens; None: it has to be asked (a tool)."""
+        return self.domain[key % len(self.domain)] if self.domain is not None else None
+
+    def rehearse(self, frame: int, tokens: int | None) -> None:
+        """From now on, take made-up values by their lengths alone, so that a plan needs no data and no tokenizer.
+
+        Args:
+            frame: tokens of a prompt beside those of the parents' values.
+            tokens: of each text that is scored, if that is less than may be drawn; None: as many as may be drawn.
+        """
+
+    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+        """The kinds of work that it takes to draw `n` values side by side, from prompts of that many tokens."""
+        return iter(())

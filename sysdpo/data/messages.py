@@ -55,7 +55,9 @@ def _turn(message: Mapping[str, Any]) -> Turn:
 
 def is_parts(value: Any) -> bool:
     """Content parts: `[{"type": "text", "text": …}, …]`."""
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
+    return (
+        isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
+    )
 
 
 def text_of(value: Any, what: str) -> str:
@@ -111,6 +113,4 @@ def dialogue(text: str) -> list[Turn]:
     marks = list(HH.finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     names = {"Human": "user", "Assistant": "assistant"}
-    return [
-        Turn(names[mark[1]], text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)
-    ]
+    return [Turn(names[mark[1]], text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)]

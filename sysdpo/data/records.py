@@ -15,6 +15,7 @@ from sysdpo.system import Pair
 
 Row = dict[str, Any]
 
+
 @dataclass(frozen=True)
 class PreferenceData:
     """What a run needs: pairs to train on, pairs to stop by, rows to be judged on.
@@ -86,7 +87,7 @@ def understand(
         result.formats[reading.format] += 1
         extra = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
         result.pairs.append(Pair(number - 1, values, sides["chosen"], sides["rejected"], extra))
-    refuse(bad, drop_bad, result)
+    refuse(bad, drop_bad, result, total=len(rows))
     return result
 
 
@@ -101,8 +102,18 @@ def make_pairs(
     return understand(rows, graph, needs_intermediates=needs_intermediates, inputs=inputs).pairs
 
 
-def refuse(bad: Sequence[tuple[int, SettingError]], drop: bool, result: Understood, setting: str = "bad_rows") -> None:
-    """Refuse rows with the first one's reason and the numbers of the next, or drop and count them all."""
+def refuse(
+    bad: Sequence[tuple[int, SettingError]],
+    drop: bool,
+    result: Understood,
+    setting: str = "bad_rows",
+    *,
+    total: int,
+) -> None:
+    """Refuse rows with the first one's reason and the numbers of the next, or drop and count them all.
+
+    Where all `total` rows are bad, dropping them is no remedy.
+    """
     if not bad:
         return
     if drop:
@@ -113,10 +124,13 @@ def refuse(bad: Sequence[tuple[int, SettingError]], drop: bool, result: Understo
     others = f"; so are {len(bad) - 1} more: {_listed([n for n, _ in bad[1:]])}" if len(bad) > 1 else ""
     said = str(error).rstrip(".")
     glue = "" if said.startswith((":", ",")) else ": " if said.startswith(("'", "a ", "the ")) else " "
-    choice = {"overlong": "drop or cut"}.get(setting, "drop")
-    raise type(error)(
-        f"row {number}{glue}{said}{others}; mend {'them' if others else 'it'}, or set dataset.{setting}={choice}."
-    ) from error
+    choice = (
+        "cut" if setting == "overlong" and len(bad) == total else "drop or cut" if setting == "overlong" else "drop"
+    )
+    remedy = f"; mend {'them' if others else 'it'}, or set dataset.{setting}={choice}"
+    if len(bad) == total and setting != "overlong":
+        others, remedy = f"; so are all {total} rows" if total > 1 else "", ""
+    raise type(error)(f"row {number}{glue}{said}{others}{remedy}.") from error
 
 
 def _reason(error: SettingError) -> str:

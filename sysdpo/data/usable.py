@@ -15,6 +15,7 @@ from sysdpo.system import CompoundSystem, Pair
 
 OVERLONG = ("error", "drop", "cut")
 BAD_ROWS = ("error", "drop")
+AFTER_CUT = "equal answers once cut to max_new_tokens"
 
 PICTURE_LIMIT = 64 * 2**20
 """Bytes of a picture's file."""
@@ -61,14 +62,16 @@ def keep_usable(
             found.drop(reason, number)
         else:
             pairs.append(pair)
-    refuse(bad, drop_bad, found)
-    refuse(long, overlong == "drop", found, "overlong")
+    total = len(found.pairs)
+    refuse(bad, drop_bad, found, total=total)
+    refuse(long, overlong == "drop", found, "overlong", total=total)
     found.pairs = pairs
     if shortened:
         found.remarks.append(f"{len(shortened)} prompts are cut to the context: {_rows(shortened)}")
     found.remarks += [*_opposites(pairs), *_duplicates(pairs)]
     if not pairs:
-        raise SettingError(f"the data set has no pair to learn from: {reasons(found)}; see make check-data.")
+        remedy = "raise max_new_tokens" if AFTER_CUT in found.dropped else "every pair needs two answers that differ"
+        raise SettingError(f"the data set has no pair to learn from: {reasons(found)}; {remedy}.")
     return found
 
 
@@ -80,7 +83,9 @@ def check(pair: Pair, system: CompoundSystem) -> None:
 
 def reasons(found: Understood) -> str:
     """`2 equal answers, 1 a tie by the data (status: tie)`."""
-    return ", ".join(f"{len(rows)} {reason} ({_rows(rows)})" for reason, rows in found.dropped.items()) or "none dropped"
+    return (
+        ", ".join(f"{len(rows)} {reason} ({_rows(rows)})" for reason, rows in found.dropped.items()) or "none dropped"
+    )
 
 
 def _rows(numbers: Sequence[int]) -> str:
@@ -104,7 +109,7 @@ def no_preference(pair: Pair, system: CompoundSystem, needs_intermediates: bool)
                 return None
         elif not system.component(names[0]).same(better, worse):
             return None
-    return "equal answers once cut to max_new_tokens"
+    return AFTER_CUT
 
 
 def _opposites(pairs: Sequence[Pair]) -> list[str]:
@@ -198,9 +203,7 @@ def _shortened(pair: Pair, name: str, length: int) -> Pair:
 
 def _with_pictures(pair: Pair, system: CompoundSystem, folder: Path | None) -> Pair:
     """Pictures that are only named become the bytes of their files, which must lie in the data set's own folder."""
-    drawn = [
-        v.name for v in system.graph.generated if any(system.component(n).draws == "image" for n in v.components)
-    ]
+    drawn = [v.name for v in system.graph.generated if any(system.component(n).draws == "image" for n in v.components)]
     if not drawn:
         return pair
     sides = [

@@ -73,7 +73,7 @@ def _blanks(pairs: Sequence[Pair]) -> list[str]:
     texts |= {side: [list(getattr(p, side).values()) for p in pairs] for side in ("chosen", "rejected")}
     found = []
     for name, rows in texts.items():
-        flat = [[v for v in row if isinstance(v, str)] for row in rows]
+        flat = [[str(v) for v in row if isinstance(v, str)] for row in rows]
         what = name if name == "prompts" else f"{name} answers"
         empty = sum(any(not v for v in row) for row in flat)
         blank = sum(any(v and not v.strip() for v in row) for row in flat)
@@ -84,7 +84,9 @@ def _blanks(pairs: Sequence[Pair]) -> list[str]:
     return found
 
 
-def _calls(system: CompoundSystem, variable: Variable, pair: Pair, side: str) -> list[tuple[LanguageModel, dict[str, Any]]]:
+def _calls(
+    system: CompoundSystem, variable: Variable, pair: Pair, side: str
+) -> list[tuple[LanguageModel, dict[str, Any]]]:
     """The language models that draw a variable, with its parents; what is still to be drawn stays empty."""
     row = pair.row(side)
     if variable.plate is not None and not system.graph.opens_plate(variable.name):

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from sysdpo.reporting.figures import COLOURS, INK, MARKERS, save, style
-from sysdpo.reporting.pooling import Cell, figure, pool
+from sysdpo.reporting.pooling import Cell, pool, run_cell
+from sysdpo.runs.files import write_text
 from sysdpo.runs.folder import RunFolder
 
 MAX_FACETS = 9
@@ -51,7 +52,7 @@ class SweepJob:
         """metric -> figure, of a finished job."""
         if self.status != "finished":
             return {}
-        return {name: cell for name in self.run.metrics or {} if (cell := figure(self.run, name)) is not None}
+        return {name: cell for name in self.run.metrics or {} if (cell := run_cell(self.run, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def read_sweep(folder: Path) -> Sweep:
 def summarise(folder: Path) -> str:
     """Write `summary.csv` and `figures/`; returns what a command prints."""
     sweep = read_sweep(folder)
-    (folder / "summary.csv").write_text(as_csv(sweep), encoding="utf-8")
+    write_text(folder / "summary.csv", as_csv(sweep))
     drawn = [path for metric in sweep.metrics if (path := draw(sweep, metric, folder / "figures"))]
     finished = sum(job.status == "finished" for job in sweep.jobs)
     files = ", ".join(str(path) for path in (folder / "summary.csv", *drawn))

@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+from sysdpo.runs.files import replacing, write_text
+
 METHODS = {
     "dpo": "DPO, x → z",
     "sysdpo_direct": "SysDPO-Direct, every (y, z) in the data",
@@ -52,15 +54,17 @@ FLOOR = 1e-3
 def write_theory_report(folder: Path) -> Path:
     """Write `table.md` and `figures/*.png` from `table.json` in the same folder; returns the table."""
     content = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-    (folder / "figures").mkdir(exist_ok=True)
     by_samples = ("k", "K samples of the intermediate")
-    _draw(content["approximation"], ESTIMATORS, PANELS, by_samples, folder / "figures" / "approximation.png")
-    _draw(content["estimators"], MARGINS, MARGIN_PANELS, by_samples, folder / "figures" / "estimators.png")
     by_length = ("length", "words of the draft that do not matter")
     lengths = [row for row in content["draft_length"] if row["length"]]
-    _draw(lengths, MARGINS, LENGTH_PANELS, by_length, folder / "figures" / "draft_length.png", logarithmic=False)
+    with replacing(folder / "figures" / "approximation.png") as fresh:
+        _draw(content["approximation"], ESTIMATORS, PANELS, by_samples, fresh)
+    with replacing(folder / "figures" / "estimators.png") as fresh:
+        _draw(content["estimators"], MARGINS, MARGIN_PANELS, by_samples, fresh)
+    with replacing(folder / "figures" / "draft_length.png") as fresh:
+        _draw(lengths, MARGINS, LENGTH_PANELS, by_length, fresh, logarithmic=False)
     path = folder / "table.md"
-    path.write_text("\n".join(_lines(content)) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(_lines(content)) + "\n")
     return path
 
 
@@ -225,4 +229,4 @@ def _draw(
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, format="png", dpi=150)

@@ -39,7 +39,7 @@ class Comparison:
     sampling: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Preference(Protocol):
+class Objective(Protocol):
     """A way to compare; `conf/objective/` names one."""
 
     @property

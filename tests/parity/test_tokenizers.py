@@ -20,7 +20,11 @@ from tests.systems import ARCHITECTURE, LORA
 from tests.tokenizers import KINDS, make_tokenizer
 
 CHATS = [kind for kind in KINDS if KINDS[kind]["template"]]
-PAIRS = [("short", "good", "bad answer"), ("a longer question", "yes", "no, and far too long for the limit"), ("é?", "", "x")]
+PAIRS = [
+    ("short", "good", "bad answer"),
+    ("a longer question", "yes", "no, and far too long for the limit"),
+    ("é?", "", "x"),
+]
 
 
 def codec(kind: str, prompt: Prompt | None = None, **settings: Any) -> TextCodec:
@@ -94,7 +98,9 @@ def test_a_system_text_joins_the_first_user_turn_and_the_log_says_so(caplog: pyt
 
 def test_a_date_in_a_template_stands_still() -> None:
     tokenizer = make_tokenizer("chatml")
-    tokenizer.chat_template = "{{ strftime_now('%d %b %Y|%Y-%m-%d') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{{ strftime_now('%d %b %Y|%Y-%m-%d') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
     ids = TextCodec(tokenizer, Prompt("{x}"), 4).prompt_ids({"x": "?"})
     assert tokenizer.decode(list(ids)) == "26 Jul 2024|2024-07-26?"
 

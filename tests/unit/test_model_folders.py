@@ -1,4 +1,4 @@
-"""A model folder that is broken costs one line that names the file; a damaged cache of converted weights is made anew."""
+"""A model folder that is broken costs one line that names the file; a damaged cache of weights is made anew."""
 
 import json
 import shutil

@@ -31,7 +31,9 @@ def seen(own: MaskFunction) -> list[list[list[int]]]:
     packed = pack([FIRST, SECOND, OTHER], share_prefix=True, pad_token_id=0)
     visible = packed.mask_function(own)
     index = [torch.tensor(i) for i in range(6)]
-    return [[[k for k in range(6) if visible(index[s], index[0], index[q], index[k])] for q in range(6)] for s in (0, 1)]
+    return [
+        [[k for k in range(6) if visible(index[s], index[0], index[q], index[k])] for q in range(6)] for s in (0, 1)
+    ]
 
 
 def test_a_completion_sees_its_prompt_and_itself_only() -> None:

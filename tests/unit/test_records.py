@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.files import read_rows
+from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import make_pairs
 from sysdpo.data.sources import Recorded, draw_samples, split
 from sysdpo.errors import SettingError
@@ -179,7 +179,7 @@ def test_the_orca_sample_loads(shared_data: Path, tmp_path: Path) -> None:
         validation=8,
         inputs={"x": "{system}\n\n{question}"},
     )
-    system = make_two_llm(architecture={"max_position_embeddings": 20_000})
+    system = make_two_llm(architecture={"max_position_embeddings": 20_000}, max_new_tokens=4_000)
     data = source.prepare(system, tmp_path, needs_intermediates=False)
     assert len(data.evaluation) == 4  # ceil(0.015 * 240)
     assert len(data.validation) == 8

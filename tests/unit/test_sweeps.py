@@ -21,24 +21,24 @@ from PIL import Image
 
 from sysdpo.cli.command import command
 from sysdpo.cli.failures import explain
-from sysdpo.cli.multirun import Plan, plan
+from sysdpo.cli.multirun import Multirun, multirun
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
 from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep, summarise
 from sysdpo.runs.folder import RunFolder, write_json
 from sysdpo.runs.json_log import JsonLogger
-from tests.unit.test_reporting import FIGURES, POOLED, PREFERENCES, write_run
+from tests.unit.test_reporting import FIGURES, NUMBERS, POOLED, write_run
 
 ROWS = ("method=prompted,sysdpo_sampling",)
 
 
-def planned(*given: str, grids: tuple[tuple[str, ...], ...] = (), name: str | None = None) -> Plan:
+def planned(*given: str, grids: tuple[tuple[str, ...], ...] = (), name: str | None = None) -> Multirun:
     parse = OverridesParser.create().parse_overrides
-    return plan(parse(list(given)), [parse(list(g)) for g in grids], parse(list(ROWS)), name, "wandb")
+    return multirun(parse(list(given)), [parse(list(g)) for g in grids], parse(list(ROWS)), name, "wandb")
 
 
-def names(found: Plan) -> list[str]:
+def names(found: Multirun) -> list[str]:
     return [job.name for job in found.jobs]
 
 
@@ -275,7 +275,7 @@ def test_error_bars_are_the_table_s(tmp_path: Path) -> None:
     jobs = []
     for k in ("2", "4"):
         for seed in (0, 1):
-            run = write_run(tmp_path / k, "ours", seed, PREFERENCES[seed], FIGURES[seed])
+            run = write_run(tmp_path / k, "ours", seed, NUMBERS[seed], FIGURES[seed])
             jobs.append({"name": f"{k}-{seed}", "values": {"k": k}, "folder": str(run), "error": None})
     content = {"name": "s", "experiment": "e", "scale": "t", "metrics": {"rate": "Rate"}, "axes": {"k": "k"}}
     write_json(tmp_path / "sweep.json", {**content, "jobs": jobs})

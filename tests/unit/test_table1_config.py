@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.errors import SettingError
-from sysdpo.experiment.build import build_system
+from sysdpo.experiment.build import build_system, made_data
 from sysdpo.tasks.progression.scorers.transient import ATTRIBUTES
 from sysdpo.training.objectives import Direct
 from tests.image_systems import CLIP, LLAMA, UNET, VAE, XL
@@ -25,7 +25,7 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", ["experiment=table1", *overrides])
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "mini", "laptop", "paper"])
 @pytest.mark.parametrize("method", ["sysdpo_direct", "before", "best_of_n", "only_llm", "only_diffusion"])
 def test_every_row_composes_at_every_scale(scale: str, method: str) -> None:
     config = composed(f"scale={scale}", f"method={method}", *(["scorer.folder=null"] if scale == "paper" else []))
@@ -43,6 +43,22 @@ def test_the_paper_trains_sd15_on_pairs_that_sdxl_draws() -> None:
     assert "xl" in config.dataset.generator.pretrained
     assert config.dataset.image_size == config.diffusion.image_size == 512
     assert 40 * config.dataset.prompts_per_attribute * 6 == 6_000
+
+
+def test_the_miniature_trains_its_weak_scene_model_on_pairs_that_the_strong_one_draws() -> None:
+    config = composed("scale=mini")
+    assert config.system.components.diffusion.model.pretrained == "mini_scene_weak"
+    assert config.dataset.generator.pretrained == "mini_scene_strong"
+    assert config.captioner.pretrained == "mini_captioner"
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_pairs_that_another_model_draws_are_the_same_under_every_seed_and_beta(scale: str) -> None:
+    null = ["scorer.folder=null"] if scale == "paper" else []
+    made = made_data(composed(f"scale={scale}", *null))
+    assert made == made_data(composed(f"scale={scale}", *null, "seed=1", "beta=0.5"))
+    assert made != made_data(composed(f"scale={scale}", *null, "dataset.generator.num_inference_steps=9"))
+    assert made != made_data(composed(f"scale={scale}", *null, "dataset.seed=1"))
 
 
 def test_the_paper_s_classes_with_tiny_random_weights(tmp_path: Path) -> None:

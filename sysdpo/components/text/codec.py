@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from sysdpo.components.text.conversation import unfold
 from sysdpo.components.text.template import ChatTemplate
 from sysdpo.errors import SettingError, TooLong, nearest
+from sysdpo.paths import ASSETS
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,10 @@ CHATML = (
 
 TEXT_LIMIT = 4_000_000
 """Characters of a prompt beyond which it is not even tokenised: tokens take up to 200 bytes each."""
+PASSAGE = ASSETS / "passages" / "nature.txt"
+"""What made-up texts are cut from."""
+CHARACTERS_PER_TOKEN = 12
+"""More than any tokenizer's mean."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,13 @@ class TextCodec:
         text = str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True))
         # after a forced beginning the first word carries its own space, and belongs to other tokens without it
         return text.rstrip() if self.prompt.prefix else text.strip()
+
+    def made_up(self, key: int, tokens: int) -> str:
+        """A text of that many tokens, in English, which begins with the key."""
+        passage = " ".join(PASSAGE.read_text(encoding="utf-8").split())
+        needed = tokens * CHARACTERS_PER_TOKEN
+        text = f"{key} " + (passage * (1 + needed // len(passage)))[:needed]
+        return str(self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 
 
 def byte_tokenizer(vocab_size: int | None = None) -> PreTrainedTokenizerFast:

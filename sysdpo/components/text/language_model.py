@@ -1,24 +1,25 @@
 """A language model as a component: p(v | Pa(v)) of a text given texts, with a LoRA policy and its frozen reference."""
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sysdpo.components.base import Component, Parents, TokenSampler, Value
-from sysdpo.components.text.conversation import as_conversation
+from sysdpo.components.base import Component, Parents, Stage, TokenSampler, Value
 from sysdpo.components.text.codec import Prompt, TextCodec
+from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
-from sysdpo.components.text.precision import hold_in, masters, widened_copy
+from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
 from sysdpo.components.text.pretrained import Weights, load_causal_lm
 from sysdpo.components.text.probe import FIRST_LENGTH, packs_at, probe
+from sysdpo.components.text.rehearsal import RehearsedCodec, decoding_stages
 from sysdpo.errors import SettingError
 from sysdpo.sampling.decoding import Uncached, accepts
 from sysdpo.sampling.monte_carlo import MonteCarlo
@@ -141,7 +142,7 @@ class LanguageModel(Component):
     def _precision(self) -> Iterator[None]:
         """What is trained is kept in fp32 but multiplied in the model's own precision."""
         with (
-            disable_input_dtype_casting(self.model, active=isinstance(self.model, PeftModel)),
+            adapters_as_they_come(self.model),
             torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
             yield
@@ -253,7 +254,9 @@ class LanguageModel(Component):
             # a window may lie between what was tried at load and what comes: tried once for each power of two
             self._longest_pack = 1 << (length - 1).bit_length()
             if not packs_at(self.causal_lm, self._longest_pack):
-                log.info("%s: completions are scored one sequence each; in long sequences, its numbers differ", self.name)
+                log.info(
+                    "%s: completions are scored one sequence each; in long sequences, its numbers differ", self.name
+                )
                 self.share_prefix = False
                 packed = pack(completions, share_prefix=False, pad_token_id=pad)
         return packed.to(self.device)
@@ -301,6 +304,46 @@ class LanguageModel(Component):
         }
         asked = {"user": prompt} if isinstance(prompt, str) else prompt
         return build_language_model(prompt=asked, pretrained=pretrained, kind=cls, **{**defaults, **settings})
+
+    # ---- what a plan and a benchmark ask -------------------------------------------------------------------------
+
+    @property
+    def unit(self) -> Literal["tokens"]:
+        return "tokens"
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {"model": self.model}
+
+    def frozen_copies(self) -> list[torch.nn.Module]:
+        return list(self._frozen_copy)
+
+    @property
+    def tokenizer(self) -> str:
+        return "the model's own" if self.codec.tokenizer.name_or_path else "one token a byte"
+
+    def token_embedding(self) -> torch.nn.Module:
+        return self.causal_lm.get_input_embeddings()
+
+    def amount(self, value: Value) -> int:
+        return len(self.codec.completion_ids(str(value)))
+
+    def prompt_tokens(self, parents: Mapping[str, Value]) -> int:
+        return len(self.codec.prompt_ids(parents))
+
+    def made_up_text(self, key: int, tokens: int) -> str:
+        return self.codec.made_up(key, tokens)
+
+    def made_up_value(self, key: int, tokens: int) -> Value | None:
+        return self.made_up_text(key, tokens) if self.domain is None else super().made_up_value(key, tokens)
+
+    def rehearse(self, frame: int, tokens: int | None) -> None:
+        limit = self.codec.max_new_tokens
+        self._longest_pack = sys.maxsize  # what has no values cannot be tried
+        self.codec = RehearsedCodec(self.codec, frame, limit if tokens is None else min(limit, tokens))
+
+    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+        with hold_in(self.dtype, self.model, self._wide):
+            yield from decoding_stages(self.causal_lm, n, prompt, self.codec.max_new_tokens)
 
     def restore(self, folder: str) -> None:
         if isinstance(self.model, PeftModel):

@@ -159,7 +159,7 @@ def rehearse_saving(model: PeftModel, load: Callable[[str], None]) -> None:
                 for name, value in before.items():
                     now[name].copy_(value)
     if lost:
-        raise SettingError(f"model.lora: {lost[0]} is trained, but PEFT does not save it; leave out the key that adds it.")
+        raise SettingError(f"model.lora: {lost[0]} is trained, but PEFT does not save it; leave out its key.")
 
 
 def _line(error: Exception) -> str:

@@ -65,9 +65,7 @@ class Pack:
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             asks, asked = self.segments[batch, query], self.segments[batch, key]
             positions = self.position_ids
-            return ((asked == 0) | (asked == asks)) & own(
-                batch, head, positions[batch, query], positions[batch, key]
-            )
+            return ((asked == 0) | (asked == asks)) & own(batch, head, positions[batch, query], positions[batch, key])
 
         return visible
 
@@ -95,7 +93,7 @@ class Pack:
             fits = (batch_size, q_length) == self.segments.shape and kv_length == q_length
             if fits:
                 mask_function, attention_mask, allow_is_causal_skip = self.mask_function(mask_function), None, False
-            return made_by(
+            mask = made_by(
                 batch_size=batch_size,
                 q_length=q_length,
                 kv_length=kv_length,
@@ -104,6 +102,11 @@ class Pack:
                 allow_is_causal_skip=allow_is_causal_skip,
                 **more,
             )
+            if fits and isinstance(mask, Tensor) and mask.dtype == torch.bool:
+                # what torch makes of it, but once: else every layer makes one, and keeps it for the backward pass
+                added = torch.zeros_like(mask, dtype=model.dtype)
+                return added.masked_fill_(mask.logical_not(), -torch.inf)
+            return mask
 
         ALL_MASK_ATTENTION_FUNCTIONS[attention] = composed
         try:

@@ -7,6 +7,7 @@ with the policy's embeddings and norms in fp32, the reference has its own there,
 import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,3 +45,16 @@ def hold_in(dtype: torch.dtype, model: nn.Module, kept: Collection[int]) -> Iter
     finally:
         for parameter, data in zip(parameters, exact, strict=True):
             parameter.data = data
+
+
+@contextmanager
+def adapters_as_they_come(model: nn.Module) -> Iterator[None]:
+    """Inside, PEFT's layers do not widen their inputs to the adapters' fp32: autocast says what is multiplied how."""
+    layers: list[Any] = [m for m in model.modules() if getattr(m, "cast_input_dtype_enabled", False)]
+    try:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = False
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True

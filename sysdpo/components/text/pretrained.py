@@ -26,7 +26,7 @@ from sysdpo.paths import ASSETS
 
 Weights = Literal["pretrained", "random"]
 
-SHIPPED = {"mini_lm": ASSETS / "mini_lm"}
+SHIPPED = {name: ASSETS / name for name in ("mini_lm", "mini_captioner")}
 """Language models that come with this project, in the layout of `save_pretrained`."""
 
 
@@ -177,8 +177,8 @@ def _load_weights(source: str, form: Mapping[str, Any], trust_remote_code: bool)
     absent = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if absent:
         raise SettingError(
-            f"model.pretrained={source!r}: {weight_file(Path(source))} holds weights of another architecture than its config and "
-            f"model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
+            f"model.pretrained={source!r}: {weight_file(Path(source))} holds weights of another architecture than its "
+            f"config and model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
         )
     check_finite("model.pretrained", source, model)
     return model

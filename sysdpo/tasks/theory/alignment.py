@@ -19,7 +19,7 @@ from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.tasks.theory.systems import ALL, log_marginal, single, tables, two_stages
 from sysdpo.training.loop import Trainer, TrainingSettings
-from sysdpo.training.objectives import Direct, Preference, Sampling
+from sysdpo.training.objectives import Direct, Objective, Sampling
 
 Weights = Mapping[str, Mapping[str, int]]
 """{x: {z: w(z)}}: the oracle."""
@@ -68,7 +68,7 @@ def broken_support(weights: Weights) -> dict[str, list[tuple[str, str]]]:
     return {x: [(DRAFTS[i % len(DRAFTS)], z) for i, z in enumerate(weight)] for x, weight in weights.items()}
 
 
-def align(system: CompoundSystem, preference: Preference, pairs: Sequence[Pair], beta: float) -> float:
+def align(system: CompoundSystem, preference: Objective, pairs: Sequence[Pair], beta: float) -> float:
     """Minimise the exact loss with the ordinary loop; returns the last value of the loss."""
     preference.check(system)
     settings = TrainingSettings(
@@ -108,7 +108,7 @@ def check_perfect_alignment(betas: Sequence[float]) -> list[dict[str, Any]]:
     """For each beta: DPO, SysDPO-Direct with and without assumption 1, SysDPO-Sampling over all intermediates."""
     inputs, answers = list(WEIGHTS), list(WEIGHTS["p"])
     final = preferences(WEIGHTS)
-    runs: dict[str, tuple[Any, Preference, list[Pair]]] = {
+    runs: dict[str, tuple[Any, Objective, list[Pair]]] = {
         "dpo": (single, Direct(), final),
         "sysdpo_direct": (two_stages, Direct(), system_preferences(WEIGHTS, full_support(WEIGHTS))),
         "sysdpo_direct_without_assumption_1": (

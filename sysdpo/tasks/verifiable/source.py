@@ -5,12 +5,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.files import read_rows
+from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, Row, make_pairs
 from sysdpo.data.sources import draw_samples, hold_out, store
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
+from sysdpo.runs.files import SUMS, damage
 from sysdpo.system import CompoundSystem
 from sysdpo.tasks.verifiable.instructions import make_instructions
 from sysdpo.tasks.verifiable.score import score
@@ -45,7 +46,7 @@ class VerifiableInstructions:
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
         final = _only_final(system)
-        with made_once(folder, folder / "card.json") as missing:
+        with made_once(folder, folder / SUMS, lambda: damage(folder)) as missing:
             if missing:
                 self._build(system, final, folder)
         train_rows, evaluation = read_rows(folder / "train"), read_rows(folder / "evaluation")
