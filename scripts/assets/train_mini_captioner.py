@@ -147,7 +147,9 @@ def _rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
 
 
-def measured(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[ProgressionPrompt]) -> dict:
+def measured(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[ProgressionPrompt]
+) -> dict[str, Any]:
     """Of one answer a prompt: percent that parse; of all captions, percent that name place and attribute with a known
     word; of all answers, percent whose levels rise from caption to caption."""
     component = LanguageModel(
