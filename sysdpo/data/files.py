@@ -74,7 +74,11 @@ READERS: dict[str, Callable[[Path, str], list[Row]]] = {}
 
 
 def _folder(path: Path, setting: str, split: str | None) -> list[Row]:
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file() or (path / "dataset_info.json").exists():
+    if (
+        (path / "dataset_dict.json").is_file()
+        or (path / "state.json").is_file()
+        or (path / "dataset_info.json").exists()
+    ):
         return load_rows(path, setting, split)
     found = [file for file in sorted(path.rglob("*")) if file.is_file() and _reader(file) and not _hidden(file, path)]
     shards = [file for file in found if _reader(file) is not None]

@@ -1,4 +1,4 @@
-"""Turns of a conversation in the shapes that data sets give them: OpenAI's, ShareGPT's, content parts, HH-RLHF's text."""
+"""Turns of a conversation as data sets give them: OpenAI's, ShareGPT's, content parts, HH-RLHF's text."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,9 @@ def _turn(message: Mapping[str, Any]) -> Turn:
 
 def is_parts(value: Any) -> bool:
     """Content parts: `[{"type": "text", "text": …}, …]`."""
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
+    return (
+        isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
+    )
 
 
 def text_of(value: Any, what: str) -> str:
@@ -111,6 +113,4 @@ def dialogue(text: str) -> list[Turn]:
     marks = list(HH.finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     names = {"Human": "user", "Assistant": "assistant"}
-    return [
-        Turn(names[mark[1]], text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)
-    ]
+    return [Turn(names[mark[1]], text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)]

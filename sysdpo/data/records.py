@@ -15,6 +15,7 @@ from sysdpo.system import Pair
 
 Row = dict[str, Any]
 
+
 @dataclass(frozen=True)
 class PreferenceData:
     """What a run needs: pairs to train on, pairs to stop by, rows to be judged on.
@@ -123,7 +124,9 @@ def refuse(
     others = f"; so are {len(bad) - 1} more: {_listed([n for n, _ in bad[1:]])}" if len(bad) > 1 else ""
     said = str(error).rstrip(".")
     glue = "" if said.startswith((":", ",")) else ": " if said.startswith(("'", "a ", "the ")) else " "
-    choice = "cut" if setting == "overlong" and len(bad) == total else "drop or cut" if setting == "overlong" else "drop"
+    choice = (
+        "cut" if setting == "overlong" and len(bad) == total else "drop or cut" if setting == "overlong" else "drop"
+    )
     remedy = f"; mend {'them' if others else 'it'}, or set dataset.{setting}={choice}"
     if len(bad) == total and setting != "overlong":
         others, remedy = f"; so are all {total} rows" if total > 1 else "", ""

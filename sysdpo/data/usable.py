@@ -83,7 +83,9 @@ def check(pair: Pair, system: CompoundSystem) -> None:
 
 def reasons(found: Understood) -> str:
     """`2 equal answers, 1 a tie by the data (status: tie)`."""
-    return ", ".join(f"{len(rows)} {reason} ({_rows(rows)})" for reason, rows in found.dropped.items()) or "none dropped"
+    return (
+        ", ".join(f"{len(rows)} {reason} ({_rows(rows)})" for reason, rows in found.dropped.items()) or "none dropped"
+    )
 
 
 def _rows(numbers: Sequence[int]) -> str:
@@ -155,9 +157,12 @@ def cut(pair: Pair, system: CompoundSystem) -> Pair | None:
     if not texts:
         return None
     name = max(texts, key=lambda n: len(texts[n]))
-    kept, too_many = 0, len(texts[name])
     if not _fits(_shortened(pair, name, 0), system):
         return None
+    kept, too_many = 0, 256
+    while too_many < len(texts[name]) and _fits(_shortened(pair, name, too_many), system):
+        kept, too_many = too_many, 2 * too_many
+    too_many = min(too_many, len(texts[name]))
     while too_many - kept > 1:
         middle = (kept + too_many) // 2
         kept, too_many = (middle, too_many) if _fits(_shortened(pair, name, middle), system) else (kept, middle)
@@ -196,14 +201,12 @@ def _shortened(pair: Pair, name: str, length: int) -> Pair:
     return replace(pair, inputs={**pair.inputs, name: text})
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def _with_pictures(pair: Pair, system: CompoundSystem, folder: Path | None) -> Pair:
     """Pictures that are only named become the bytes of their files, which must lie in the data set's own folder."""
-    drawn = [
-        v.name for v in system.graph.generated if any(system.component(n).draws == "image" for n in v.components)
-    ]
+    drawn = [v.name for v in system.graph.generated if any(system.component(n).draws == "image" for n in v.components)]
     if not drawn:
         return pair
     sides = [

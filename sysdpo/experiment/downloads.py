@@ -18,7 +18,9 @@ def check_downloads(config: DictConfig) -> None:
     for setting, repository in evaluation_models(config).items():
         check_available(repository, setting)
     if hub := hub_data(config):
-        fetch_rows(hub, config.dataset.get("config"), config.dataset.get("split"))  # kept on this machine, for `prepare`
+        fetch_rows(
+            hub, config.dataset.get("config"), config.dataset.get("split")
+        )  # kept on this machine, for `prepare`
 
 
 def check_models(config: DictConfig) -> None:

@@ -42,11 +42,19 @@ def test_one_content_in_every_kind_of_file(tmp_path: Path) -> None:
     table = Dataset.from_list(ROWS)
     table.to_csv(tmp_path / "m.csv", index=False)
     table.to_csv(tmp_path / "n.tsv", index=False, sep="\t")
-    (tmp_path / "o.csv").write_text((tmp_path / "m.csv").read_text().replace("prompt,chosen,rejected", "prompt;chosen;rejected").replace(',"a;', ';"a;').replace('""",', '""";'))
+    (tmp_path / "o.csv").write_text(
+        (tmp_path / "m.csv")
+        .read_text()
+        .replace("prompt,chosen,rejected", "prompt;chosen;rejected")
+        .replace(',"a;', ';"a;')
+        .replace('""",', '""";')
+    )
     table.to_parquet(tmp_path / "p.parquet")
     table.save_to_disk(str(tmp_path / "q"))
     DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(str(tmp_path / "r"))
-    read = {path.name: read_rows(path, split="train" if path.name == "r" else None) for path in sorted(tmp_path.iterdir())}
+    read = {
+        path.name: read_rows(path, split="train" if path.name == "r" else None) for path in sorted(tmp_path.iterdir())
+    }
     assert all(rows == ROWS for rows in read.values()), [name for name, rows in read.items() if rows != ROWS]
     assert len({fingerprint(rows) for rows in read.values()}) == 1
 
@@ -138,7 +146,7 @@ def test_a_part_of_a_hub_s_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*arguments: Any, **settings: Any) -> Dataset:
         asked.append((arguments, settings))
         if settings["split"] == "train":
-            raise ValueError('Unknown split "train". Should be one of [\'train_prefs\'].')
+            raise ValueError("Unknown split \"train\". Should be one of ['train_prefs'].")
         return Dataset.from_list(ROWS)
 
     monkeypatch.setattr("sysdpo.data.files.load_dataset", load)

@@ -1,5 +1,6 @@
 """Pictures of a data set: RGB of the model's size, or refused by their row; nothing outside its folder is read."""
 
+import contextlib
 import io
 import json
 import os
@@ -35,14 +36,26 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"", before: bytes = b"") -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + before
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_every_lossless_kind_of_one_picture() -> None:
     opaque = RGB.copy()
     opaque.putalpha(255)
     palette = RGB.quantize(64)
-    for content in (encoded(RGB), encoded(RGB, "BMP"), encoded(RGB, "TIFF"), encoded(RGB, "WEBP", lossless=True), encoded(opaque)):
+    for content in (
+        encoded(RGB),
+        encoded(RGB, "BMP"),
+        encoded(RGB, "TIFF"),
+        encoded(RGB, "WEBP", lossless=True),
+        encoded(opaque),
+    ):
         assert torch.equal(to_pixels(content, 8), WANT)
     for content in (encoded(palette), encoded(palette, "GIF")):
         assert torch.equal(to_pixels(content, 8), to_pixels(palette.convert("RGB"), 8))
@@ -119,13 +132,11 @@ def test_damaged_files_are_read_or_refused(seed: int) -> None:
         content = bytearray(encoded(RGB.quantize(16) if kind == "GIF" else RGB, kind))
         for position in random.integers(0, len(content), 3):
             content[position] = random.integers(0, 256)
-        try:
+        with contextlib.suppress(SettingError):
             assert to_pixels(bytes(content), 8).shape == (3, 8, 8)
-        except SettingError:
-            pass
 
 
-# ---- where pictures lie -------------------------------------------------------------------------------------------------
+# ---- where pictures lie ----------------------------------------------------------------------------------------------
 
 
 def rows_of(names: list[str]) -> str:
@@ -155,7 +166,14 @@ def test_nothing_outside_is_read(tmp_path: Path) -> None:
     (folder / "a.png").write_bytes(encoded(RGB))
     os.symlink(tmp_path / "secret.png", folder / "link.png")
     os.mkfifo(folder / "pipe.png")
-    outside = ["../secret.png", str(tmp_path / "secret.png"), "link.png", "/etc/passwd", "~/x.png", "more/../../secret.png"]
+    outside = [
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "link.png",
+        "/etc/passwd",
+        "~/x.png",
+        "more/../../secret.png",
+    ]
     for name in [*outside, "pipe.png", "gone.png", "a\0b.png", "x" * 5_000, "http://127.0.0.1/a.png", "."]:
         (folder / "rows.jsonl").write_text(rows_of(["a.png", name]).replace('"p0"', '"p"'))
         with pytest.raises(SettingError, match=r"row 2, z: .*(lies outside|there is no file)"):
@@ -175,7 +193,11 @@ def test_stored_paths_of_a_datasets_folder_stay_inside(tmp_path: Path) -> None:
     def stored(path: str | None, content: bytes | None) -> dict[str, Any]:
         return {**side, "z": [{"bytes": content, "path": path}] * 3}
 
-    for path, part in (("../secret.png", "lies outside"), (str(tmp_path / "secret.png"), "lies outside"), ("b.png", "no file")):
+    for path, part in (
+        ("../secret.png", "lies outside"),
+        (str(tmp_path / "secret.png"), "lies outside"),
+        ("b.png", "no file"),
+    ):
         row = {"x": "p", "chosen": stored(None, encoded(RGB)), "rejected": stored(path, None)}
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "rows.parquet")
         with pytest.raises(SettingError, match=rf"row 1, z: .*{part}"):
@@ -228,7 +250,10 @@ def of_32_pixels() -> Any:
     return system
 
 
-@pytest.mark.parametrize(("name", "part"), [("names", "row 1, z: there is no file 'a.png'"), ("text_captions", "row 1"), ("null", "dataset.path")])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("names", "row 1, z: there is no file 'a.png'"), ("text_captions", "row 1"), ("null", "dataset.path")],
+)
 def test_the_shared_cases_without_pictures(shared_data: Path, name: str, part: str) -> None:
     path = shared_data / "cases" / "images" / ("null" if name == "null" else f"{name}.jsonl")
     if not path.exists():

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.files import read_rows
+from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import make_pairs
 from sysdpo.data.sources import Recorded, draw_samples, split
 from sysdpo.errors import SettingError

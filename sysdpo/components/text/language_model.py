@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
-from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.codec import Prompt, TextCodec
+from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.pretrained import Weights, add_lora, load_causal_lm
 from sysdpo.errors import SettingError

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from sysdpo.components.base import Component
 from sysdpo.components.image.pixels import to_picture
-from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.files import Row, read_rows
+from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, make_pairs
 from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, made_once, save_rows

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.files import read_rows
+from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, make_pairs
 from sysdpo.data.sources import draw_samples, hold_out, store
 from sysdpo.data.storage import made_once
