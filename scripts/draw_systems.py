@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 from sysdpo.graph import SystemGraph
 from sysdpo.paths import CONF
 
+PAGE = CONF.parent / "docs" / "systems.md"
 MARKS = ("<!-- systems -->", "<!-- /systems -->")
-HEADING = """One file each under `conf/system/`. Stadiums are inputs, boxes intermediate variables, double boxes final ones;
-`y ~ psi1` says which component draws the variable. A dotted arrow leaves a variable whose value decides who draws the
-other, or whether it is drawn at all.
+HEADING = """One file each under `conf/system/`. Stadiums are inputs, boxes intermediate variables, double boxes final
+ones; `y ~ psi1` says which component draws the variable. A dotted arrow leaves a variable whose value decides who
+draws the other, or whether it is drawn at all.
 
 | a variable may say | and means |
 |---|---|
@@ -53,7 +54,9 @@ def _first_comment(path: Path) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, nargs="?", default=CONF.parent / "docs" / "systems.md", help="default: docs/systems.md")
+    parser.add_argument(
+        "file", type=Path, nargs="?", default=CONF.parent / "docs" / "systems.md", help="default: docs/systems.md"
+    )
     file = parser.parse_args().file
     text = file.read_text(encoding="utf-8")
     if [text.count(mark) for mark in MARKS] != [1, 1]:

@@ -2,16 +2,11 @@
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-
-def printable(text: str) -> str:
-    """Without what a terminal or a file would act on: escape sequences, control characters, half characters."""
-    text = re.sub(r"\x1b\][^\x07\x1b]*(\x07|\x1b\\)?|[\x1b\x9b]\[?[0-?]*[ -/]*[@-~]", "", text)
-    text = re.sub("[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", text)  # the direction of writing
-    return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp"))
+UNSHOWN = re.compile(r"[^\t\n\x20-\x7e\xa0-\u200d\u2010-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]")
+"""Control characters, marks that change the direction of text, lone surrogates."""
 
 
 class SettingError(ValueError):
@@ -27,8 +22,24 @@ class TooLong(SettingError):
 
 def check_count(name: str, value: Any, least: int) -> None:
     """Refuse a setting that is no whole number, or one below `least`."""
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise SettingError(f"{name}={value}: must be a whole number, at least {least}.")
+
+
+def check_file_name(setting: str, name: Any) -> str:
+    """The name itself, refused unless it names one file or folder inside another: names decide where results go."""
+    text = str(name)
+    if not text.strip() or text in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", text) or len(text.encode()) > 200:
+        raise SettingError(
+            f"{setting}={plain(text)[:80]!r}: names a folder of the results, so it must be 1 to 200 bytes long, "
+            "without /, \\ and control characters, and neither . nor .. (to write elsewhere, set outputs=…)."
+        )
+    return text
+
+
+def plain(text: Any) -> str:
+    """Text that a terminal can show and that cannot command it: no control or direction marks, no lone surrogates."""
+    return UNSHOWN.sub("\ufffd", str(text))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

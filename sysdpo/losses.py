@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Link = Literal["sigmoid", "ipo", "hinge"]
+Estimator = Literal["sum", "importance"]
 Reduction = Literal["mean", "sum"]
 
 
@@ -30,24 +31,59 @@ def direct_margin(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def sampling_margin(
-    policy_chosen: Tensor, reference_chosen: Tensor, policy_rejected: Tensor, reference_rejected: Tensor
+    policy_chosen: Tensor,
+    reference_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_rejected: Tensor,
+    proposal: Tensor | None = None,
 ) -> Tensor:
-    """Equation 9: the intermediates are summed out over K distinct joint samples, shared by both outcomes.
+    """Equation 9: the intermediates are summed out over K joint samples, shared by both outcomes.
+
+    Without a proposal this is the paper's sum over K distinct samples. With one, each sample is divided by the
+    probability with which it was drawn (importance weighting): the sum over draws with replacement, divided by K,
+    estimates the whole sum over all intermediates. The division by K is left out because it cancels: policy and
+    reference of one side have the same samples, in a row with fewer samples too.
 
     Args:
         policy_chosen, …: joint log-probabilities log p(y^alpha, z | x) in nats, [B, K] each. A row with fewer than
             K samples is filled up with -inf in all four.
+        proposal: log-probability of drawing y^alpha, in nats, [B, K]; no gradient flows through it. Where a row is
+            filled up, any number or -inf.
 
     Returns:
         Margins in nats, [B].
     """
-    tensors = (policy_chosen, reference_chosen, policy_rejected, reference_rejected)
-    if any(t.shape != policy_chosen.shape or t.dim() != 2 for t in tensors):
+    tensors = [policy_chosen, reference_chosen, policy_rejected, reference_rejected]
+    shapes = [t.shape for t in (*tensors, *([] if proposal is None else [proposal]))]
+    if any(shape != policy_chosen.shape or len(shape) != 2 for shape in shapes):
         raise ValueError(
-            f"sampling_margin needs four [B, K] tensors, got {', '.join(str(tuple(t.shape)) for t in tensors)}"
+            f"sampling_margin needs [B, K] tensors of one shape, got {', '.join(str(tuple(s)) for s in shapes)}"
         )
-    marginal = [torch.logsumexp(t.float(), dim=-1) for t in tensors]
+    tensors = [t.float() for t in tensors]
+    if proposal is not None:
+        drawn = proposal.detach().float()
+        drawn = drawn.masked_fill(drawn.isneginf(), 0.0)  # of no sample: -inf stays -inf
+        tensors = [t - drawn for t in tensors]
+    marginal = [torch.logsumexp(t, dim=-1) for t in tensors]
     return (marginal[0] - marginal[1]) - (marginal[2] - marginal[3])
+
+
+def posterior_agreement(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """How much the K samples have to say: what the margin's gradient by their log-probability rests on.
+
+    Each side's posterior is the softmax over its samples, w(k) = p(y^k | x, z) among those drawn. The first model's
+    gradient is sum_k (w_chosen(k) - w_rejected(k)) grad log p(y^k | x): it vanishes where one sample has all the
+    weight on both sides.
+
+    Args:
+        weights: log-weights of the samples on the chosen and the rejected side, nats, [2, B, K]; -inf: no sample.
+
+    Returns:
+        The effective number of samples of each side, 1 / sum_k w(k)^2, in [1, K], [2, B]; and the total variation
+        between the two sides' posteriors, 1/2 sum_k |w_chosen(k) - w_rejected(k)|, in [0, 1], [B].
+    """
+    posterior = weights.float().softmax(-1)
+    return posterior.square().sum(-1).reciprocal(), (posterior[0] - posterior[1]).abs().sum(-1) / 2
 
 
 def preference_loss(margin: Tensor, beta: float, link: Link = "sigmoid", label_smoothing: float = 0.0) -> Tensor:

@@ -1,6 +1,5 @@
 """A compound system: a graph whose variables are drawn by components (sections 2.1 to 2.3)."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sysdpo.components.base import Component, Likelihood, Parents, TokenSampler, Value, identity
-from sysdpo.errors import SettingError, nearest
+from sysdpo.errors import SettingError, check_file_name, nearest
 from sysdpo.graph import SystemGraph, Variable
+from sysdpo.runs.files import SUMS, damage, replacing, write_sums
 from sysdpo.seeds import stream
 
 Row = Mapping[str, Value]
@@ -41,6 +41,16 @@ class Pair:
 Quantity = Literal["log_prob", "reference_log_prob", "log_ratio"]
 
 
+def check_component_name(name: str) -> None:
+    """Refuse a name that could be no part of a module or no folder of its weights."""
+    check_file_name("components", name)
+    if "." in name or hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
+        raise SettingError(
+            f"components: {name!r} cannot name a component (it has a dot, or means something to torch); write "
+            f"{name.replace('.', '_') + ('_model' if '.' not in name else '')!r}."
+        )
+
+
 class CompoundSystem(nn.Module):
     """All components of a system in one module: one optimizer, one checkpoint, one forward for any graph.
 
@@ -58,6 +68,7 @@ class CompoundSystem(nn.Module):
         for name in graph.components:
             if name not in components:
                 raise SettingError(f"components: {nearest(name, components)}")
+            check_component_name(name)
         self.graph = graph
         self.components = nn.ModuleDict({name: components[name] for name in graph.components})
         for variable in graph.generated:
@@ -110,7 +121,10 @@ class CompoundSystem(nn.Module):
         """Make exactly these components trainable (`train: [...]`)."""
         for name in names:
             if name not in self.components:
-                raise SettingError(f"train: {nearest(name, self.components)}")
+                raise SettingError(
+                    f"train: this system has no component {name!r}, only {', '.join(self.components)}; choose another "
+                    "method, or name its components in train=[…]."
+                )
         for name in self.components:
             self.component(name).trainable(name in names)
 
@@ -122,17 +136,22 @@ class CompoundSystem(nn.Module):
         """
         folder = Path(folder)
         for name in self.trainable:
-            partial = folder / f".{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            self.component(name).save(str(partial))
-            shutil.rmtree(folder / name, ignore_errors=True)
-            partial.rename(folder / name)
+            with replacing(folder / name) as fresh:
+                fresh.mkdir()
+                self.component(name).save(str(fresh))
+                write_sums(fresh)
 
     def restore(self, folder: str | Path) -> list[str]:
-        """Give the components the weights that `save` wrote; returns the names of those that have some."""
+        """Give the components the weights that `save` wrote; returns the names of those that have some.
+
+        Raises:
+            SettingError: a file is not the one that was written.
+        """
         found = [name for name in self.components if (Path(folder) / name).is_dir()]
         for name in found:
+            place = Path(folder) / name
+            if (place / SUMS).exists() and (wrong := damage(place)) is not None:
+                raise SettingError(f"{place}: {wrong}; the command that made the run restores it.")
             self.component(name).restore(str(Path(folder) / name))
         return found
 
@@ -223,7 +242,7 @@ class CompoundSystem(nn.Module):
                 if component.likelihood == "constant" or agrees:
                     continue
                 seeds = None if noise is None else [_mix(noise[owners[i][0]], 0, owners[i][1]) for i in members]
-                terms = _evaluate(component, quantity, [values[i] for i in members], [calls[i] for i in members], seeds)
+                terms = evaluate(component, quantity, [values[i] for i in members], [calls[i] for i in members], seeds)
                 terms = terms.to(self.device)  # components may live on several
                 index = torch.tensor([owners[i][0] for i in members], device=terms.device)
                 total = total.to(terms.dtype).index_add(0, index, terms)
@@ -345,9 +364,10 @@ def _by_component(variable: Variable, rows: Sequence[Row], owners: Sequence[tupl
     return members
 
 
-def _evaluate(
+def evaluate(
     component: Component, quantity: Quantity, values: Sequence[Value], parents: Parents, noise: Sequence[int] | None
 ) -> Tensor:
+    """The quantity of B values of one component: [B]; every computation of a forward pass goes through here."""
     if quantity == "log_ratio":
         return component.log_ratio(values, parents, noise)
     if quantity == "log_prob" and component.is_trainable:

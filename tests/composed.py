@@ -22,3 +22,9 @@ def compose_system(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 def build(name: str, overrides: Sequence[str] = ()) -> CompoundSystem:
     return build_system(compose_system(name, overrides))
+
+
+def compose_mini(experiment: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """An experiment at scale=mini, on the CPU."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [f"experiment={experiment}", "scale=mini", "device=cpu", *overrides])

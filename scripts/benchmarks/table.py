@@ -17,8 +17,8 @@ def main(config):  # type: ignore[no-untyped-def]
 
     from hydra.core.hydra_config import HydraConfig
 
-    from sysdpo.planning.benchmark import benchmark
-    from sysdpo.planning.figures import render
+    from sysdpo.benchmark.beside import render
+    from sysdpo.benchmark.table import benchmark
     from sysdpo.runs.folder import write_json
 
     result = {"overrides": list(HydraConfig.get().overrides.task), **benchmark(config)}

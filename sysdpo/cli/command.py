@@ -3,16 +3,16 @@
 import functools
 import logging
 import os
-import re
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from sysdpo.cli.failures import explain, failed
+from sysdpo.cli.overrides import prepared
 from sysdpo.paths import CONF
+from sysdpo.runs.stopping import Terminated, as_worker, end_workers, is_worker, stoppable
 
 
 def prepare_environment() -> None:
@@ -32,24 +32,13 @@ def prepare_environment() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: workers end with it, and what is open is closed."""
+def command(
+    task: Callable[[Any], Any], config_name: str = "config", each_setting_counts: bool = False
+) -> Callable[[], None]:
+    """Wrap a task of one composed config as a command-line program; one job's mistake does not stop the others.
 
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    def terminate(*_: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable[[], None]:
-    """Wrap a task of one composed config as a command-line program; one job's mistake does not stop the others."""
+    `each_setting_counts`: an override that the task would not use is refused.
+    """
     mistakes: list[str] = []
 
     def report(error: Exception) -> None:
@@ -63,12 +52,20 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
     @functools.wraps(task)
     def job(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
         from sysdpo.cli.multirun import is_collected
+        from sysdpo.cli.schema.check import check_config
+        from sysdpo.cli.schema.effect import check_effect
 
         prepare_environment()  # a launcher's worker did not come through `main`
         try:
-            return task(config)
+            if not is_collected(HydraConfig.get()):  # the sweeper has checked its jobs, all of them before the first
+                check_config(config)
+                if each_setting_counts and HydraConfig.get().mode == RunMode.RUN:
+                    check_effect(HydraConfig.get().overrides.task, [config])
+            with as_worker() if is_worker() else nullcontext():
+                return task(config)
         except Exception as error:
             if is_collected(HydraConfig.get()):
                 raise failed(error) from None
@@ -83,11 +80,12 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
         mistakes.clear()
         StudySweeper.register()
         try:
-            with _terminable():
+            sys.argv = [sys.argv[0], *prepared(sys.argv[1:])]
+            with stoppable(first=end_workers):
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
         except KeyboardInterrupt as interrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-            raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from None
+            raise SystemExit(interrupt.status if isinstance(interrupt, Terminated) else 130) from None
         except MultirunFailed as failure:
             for line in failure.lines:
                 print(f"error: {line}", file=sys.stderr)
@@ -99,16 +97,3 @@ def command(task: Callable[[Any], Any], config_name: str = "config") -> Callable
 
     main.__doc__ = task.__doc__
     return main
-
-
-def as_text(arguments: Sequence[str], names: Collection[str]) -> list[str]:
-    """Quote the values of these keys for Hydra, so that a sentence with commas or braces stays one text."""
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in names and value and value[0] not in "'\"":
-            escaped = re.sub(r"(\\*)'", r"\1\1\'", value)  # a backslash counts before a quote only
-            escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
-            value = f"'{escaped}'"
-        quoted.append(f"{key}{equals}{value}")
-    return quoted

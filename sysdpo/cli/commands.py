@@ -7,10 +7,11 @@ import sys
 from functools import partial
 from typing import Any
 
-from sysdpo.cli.command import as_text, command
+from sysdpo.cli.command import command
+from sysdpo.cli.overrides import as_text
 
 
-@command
+@partial(command, each_setting_counts=True)
 def train(config: Any) -> None:
     """one row of a table, or with -m several rows or a sweep"""
     from sysdpo.experiment.run import run
@@ -49,7 +50,6 @@ def _check_data(config: Any) -> None:
 
 def check_data() -> None:
     """what is understood of a data set: format, rows, lengths, dropped rows, three examples as the model sees them"""
-    sys.argv = as_text(sys.argv, ("dataset.path",))
     _check_data()
 
 
@@ -60,7 +60,8 @@ def theory(config: Any) -> None:
 
     from omegaconf import OmegaConf
 
-    from sysdpo.tasks.theory import TheorySettings, run_theory
+    from sysdpo.tasks.theory.report import run_theory
+    from sysdpo.tasks.theory.settings import TheorySettings
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     folder = Path(settings.pop("outputs")) / "theory" / "report"
@@ -76,7 +77,7 @@ def _demo(config: Any) -> None:
 
 def demo() -> None:
     """an aligned run on a prompt of your own, before and after"""
-    sys.argv = as_text(sys.argv, ("ask", "run", "folder"))
+    sys.argv = as_text(sys.argv, ("ask",))
     _demo()
 
 
@@ -89,7 +90,6 @@ def _headroom(config: Any) -> None:
 
 def headroom() -> None:
     """what a component could still gain: its variable drawn again with all others held"""
-    sys.argv = as_text(sys.argv, ("run",))
     _headroom()
 
 

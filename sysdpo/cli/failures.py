@@ -1,11 +1,12 @@
 """What a user reads of an exception: one line for a mistake, and for a bug where its traceback lies."""
 
-import errno
 import re
 import traceback
+from collections.abc import Callable
 
-NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
-"""Why a file cannot be written although the code is right."""
+from sysdpo.errors import plain
+from sysdpo.paths import CONF
+from sysdpo.runs.files import no_place
 
 
 class JobFailed(Exception):
@@ -32,7 +33,12 @@ def explain(error: BaseException) -> str | None:
     """One line for a mistake in the config, a data set or a file; None for anything else, which is a bug."""
     from hydra.errors import HydraException, InstantiationException, MissingConfigException
     from omegaconf import DictConfig
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+    from omegaconf.errors import (
+        ConfigAttributeError,
+        ConfigKeyError,
+        InterpolationKeyError,
+        OmegaConfBaseException,
+    )
 
     from sysdpo.errors import SettingError, nearest
     from sysdpo.graph import GraphError
@@ -51,11 +57,38 @@ def explain(error: BaseException) -> str | None:
         known = [key for key in map(str, lacking.parent_node) if not key.startswith("_")]
         remedy = str(error).splitlines()[-1]  # Hydra's: how to add a key
         return f"{lacking.full_key}: {nearest(str(lacking.key), known)}. {remedy}"
-    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename:
-        return f"{error.filename}: {error.strerror}; make room or get the right to write, or set outputs=… elsewhere."
+    if isinstance(error, InterpolationKeyError):
+        return _nobody_chose(error)
+    if (why := no_place(error)) is not None:
+        return one_line(
+            f"{why[1] or 'a file of this run'}: {why[0]}; make room or get the right to write, or set outputs=… "
+            "elsewhere. What was saved is intact: the same command goes on."
+        )
     if isinstance(error, InstantiationException):
         return _wrong_part(error)
     return one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
+
+
+def _nobody_chose(error: Exception) -> str:
+    """A part refers to what nothing has chosen, as a system of one experiment does under another."""
+    found = re.search(r"key '([^']+)'", str(error))
+    if found is None:
+        return one_line(error)
+    name, _, key = found[1].partition(".")
+    if name == "system":
+        remedy = _choices("system", rf"^{key}:", lambda stem: f"system={stem}")
+    else:
+        chosen = rf"^  - (?:override )?/(?:\w+@)?{re.escape(name)}: "
+        remedy = _choices("setting", chosen, lambda stem: f"experiment={stem.rpartition('_')[0]}")
+    where = re.search(r"full_key: (\S+)", str(error))
+    return f"{where[1] if where else 'config'}: nothing here is named {found[1]!r}; {remedy or f'choose +{name}=…'}."
+
+
+def _choices(group: str, pattern: str, option: Callable[[str], str]) -> str:
+    """`add a=b or a=c`: the options of a group whose files match; empty if none does."""
+    files = (CONF / group).glob("*.yaml")
+    matching = sorted({option(f.stem) for f in files if re.search(pattern, f.read_text("utf-8"), re.MULTILINE)})
+    return f"add {' or '.join(matching)}, which has it" if matching else ""
 
 
 def _wrong_part(error: Exception) -> str | None:
@@ -68,8 +101,6 @@ def _wrong_part(error: Exception) -> str | None:
     return f"{where[1]}: {one_line(cause)}" if where else one_line(cause)
 
 
-def one_line(error: BaseException) -> str:
-    """What it says, without anything that a terminal would act on: messages quote data."""
-    from sysdpo.errors import printable
-
-    return " ".join(printable(str(error)).split()) or type(error).__name__
+def one_line(error: BaseException | str) -> str:
+    """The text in one line that a terminal shows as it is; what came from data may hold control sequences."""
+    return plain(" ".join(str(error).split())) or type(error).__name__

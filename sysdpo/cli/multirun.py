@@ -9,8 +9,10 @@ import hashlib
 import itertools
 import logging
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,11 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
 from sysdpo.cli.failures import JobFailed, failed
+from sysdpo.cli.schema.check import check_config
+from sysdpo.cli.schema.effect import check_effect
 from sysdpo.errors import SettingError
 from sysdpo.reporting.sweeps import summarise
-from sysdpo.runs.folder import write_json
+from sysdpo.runs.files import write_json, write_text
 
 TARGET = "hydra_plugins.sysdpo.StudySweeper"
 """The name by which `conf/hydra/sweeper/study.yaml` asks for the sweeper."""
@@ -54,7 +58,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Multirun:
     """The jobs of a multirun; `sweep` is the name of its folder, None where the jobs are rows of a table."""
 
     sweep: str | None
@@ -62,13 +66,13 @@ class Plan:
     jobs: tuple[Job, ...]
 
 
-def plan(
+def multirun(
     given: Sequence[Override],
     grids: Sequence[Sequence[Override]],
     rows: Sequence[Override],
     name: str | None,
     logger: str | None,
-) -> Plan:
+) -> Multirun:
     """Jobs from the command line's overrides and the config's grids; a key on the command line replaces the grids'.
 
     Args:
@@ -90,8 +94,8 @@ def plan(
     axes = [key for key in keys if len(texts[key]) > 1 and key != "seed"]
     short = short_names(axes)
     extra = [key for key in swept if key != "seed" and not any(key == o.key_or_group for grid in grids for o in grid)]
-    together = "+".join(([name] if name else []) + [short_names(extra)[key] for key in extra])
-    title = _plain(together) if is_sweep else None
+    joined = "+".join(([name] if name else []) + [short_names(extra)[key] for key in extra])
+    title = _plain(joined) if is_sweep else None
     fallback = [f"logger={logger}"] if is_sweep and logger and "logger" not in keys else []
     jobs: dict[str, Job] = {}
     for point in points:
@@ -104,7 +108,7 @@ def plan(
             if "run_folder" not in keys:
                 overrides.append(f"run_folder='${{table_folder}}/sweeps/{title}/{label}'")
         jobs.setdefault(label, Job(label, tuple(overrides), values))
-    return Plan(title, tuple(axes), tuple(jobs.values()))
+    return Multirun(title, tuple(axes), tuple(jobs.values()))
 
 
 @dataclass(frozen=True)
@@ -152,12 +156,11 @@ class StudySweeper(Sweeper):
 
     def __init__(
         self,
-        params: Mapping[str, Any],
         name: str | None = None,
         grids: Sequence[Mapping[str, Any]] = (),
         logger: str | None = None,
     ) -> None:
-        self.params, self.name, self.grids, self.logger = params, name, grids, logger
+        self.name, self.grids, self.logger = name, grids, logger
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context: HydraContext = hydra_context
@@ -176,12 +179,13 @@ class StudySweeper(Sweeper):
 
         Raises:
             MultirunFailed: after all jobs, if one or more failed.
+            SettingError: before the first job, if an override has no effect on any of them.
         """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        parsed = plan(
+        parsed = multirun(
             parser.parse_overrides(arguments),
             [parser.parse_overrides([f"{k}={v}" for k, v in grid.items()]) for grid in self.grids],
-            parser.parse_overrides([f"{k}={v}" for k, v in self.params.items()]),
+            parser.parse_overrides([f"method={','.join(rows)}"] if (rows := self.config.get("rows")) else []),
             self.name,
             self.logger,
         )
@@ -192,17 +196,18 @@ class StudySweeper(Sweeper):
             try:
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, list(job.overrides))
                 folders[job.name] = Path(config.run_folder)
+                check_config(config)
                 composed[job.name] = config
             except Exception as error:
                 failures[job.name] = failed(error)
+        check_effect(arguments, list(composed.values()))
         logs = next(iter(folders.values())).parent if parsed.sweep and folders else Path(self.config.hydra.sweep.dir)
         logs = logs / "logs"
         try:
             self._launch([job for job in parsed.jobs if job.name in composed], failures)
         finally:
             for name, failure in failures.items():
-                logs.mkdir(parents=True, exist_ok=True)
-                (logs / f"{name}.log").write_text(f"{failure.line}\n\n{failure.details}", encoding="utf-8")
+                write_text(logs / f"{name}.log", f"{failure.line}\n\n{failure.details}")
             for job in parsed.jobs:
                 if job.name not in failures:
                     (logs / f"{job.name}.log").unlink(missing_ok=True)
@@ -226,14 +231,37 @@ class StudySweeper(Sweeper):
                 left = f", about {_duration(seconds)} left" if number else ""
                 line = f"job {number + 1} of {len(jobs)}{left}: {batch[0].name}" if alone else f"{len(jobs)} jobs"
                 print(line, flush=True)
+            self._launch_together(batch, number, failures)
+
+    def _launch_together(self, batch: Sequence[Job], number: int, failures: dict[str, JobFailed]) -> None:
+        """A worker that is killed takes the others with it: they are then done again, each by itself."""
+        try:
             returns = self.launcher.launch([list(job.overrides) for job in batch], initial_job_idx=number)
-            for job, done in zip(batch, returns, strict=True):
-                if (failure := _failure(done)) is not None:
-                    failures[job.name] = failure
+        except BrokenExecutor:
+            if len(batch) == 1:
+                failures[batch[0].name] = JobFailed(
+                    f"{batch[0].name}: its process was killed, mostly by the system for want of memory; give it more, "
+                    "or run fewer jobs side by side (JOBS=1)",
+                    True,
+                    "The process ended without a traceback.",
+                )
+                return
+            print(
+                f"a worker process was killed, mostly by the system for want of memory: the rows of its {len(batch)} "
+                "jobs that are not finished go on one at a time",
+                file=sys.stderr,
+                flush=True,
+            )
+            for job in batch:
+                self._launch_together([job], number, failures)
+            return
+        for job, done in zip(batch, returns, strict=True):
+            if (failure := _failure(done)) is not None:
+                failures[job.name] = failure
 
     def _summarise(
         self,
-        parsed: Plan,
+        parsed: Multirun,
         configs: Mapping[str, DictConfig],
         folders: Mapping[str, Path],
         failures: Mapping[str, JobFailed],

@@ -1,7 +1,7 @@
 """The contract of a component: one conditional distribution p(v | Pa(v)) and its frozen reference (eq. 3)."""
 
 import pickle
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -33,6 +33,11 @@ def identity(value: Value) -> Hashable:
     return value if isinstance(value, Hashable) else (type(value).__name__, pickle.dumps(value))
 
 
+Stage = tuple[int, Callable[[Any], Any]]
+"""How often a kind of work is done (0: never at one go), and one unit of it, which is given what the stage before it
+has left and returns what it leaves itself (a cache), or None."""
+
+
 class TokenSampler(Protocol):
     """How a language model's texts are drawn; `sysdpo.sampling` has the strategies."""
 
@@ -50,7 +55,7 @@ class TokenSampler(Protocol):
         n: int,
         seeds: Sequence[int],
         max_new_tokens: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
     ) -> list[list[list[int]]]:
         """At most `n` completions, as token ids, for each of the B left-padded prompts [B, T]."""
@@ -98,6 +103,13 @@ class Component(nn.Module):
 
     def check_value(self, value: Value) -> None:
         """Refuse, with one line, a value that cannot be scored (an image of another size)."""
+
+    def equal_values(self, a: Value, b: Value) -> bool:
+        """Whether two values are one to this component, so that a pair of them would teach it nothing."""
+        return isinstance(a, str) and isinstance(b, str) and a == b
+
+    def rehearse_saving(self) -> None:
+        """Refuse, before training, trained weights that could not be saved after it."""
 
     def sample(
         self, parents: Parents, n: int, seeds: Sequence[int], sampler: TokenSampler | None = None
@@ -166,3 +178,60 @@ class Component(nn.Module):
     def restore(self, folder: str) -> None:
         """Take the trained weights that `save` wrote; the reference stays as it is."""
         raise NotImplementedError
+
+    # ---- what a plan and a benchmark ask: a component without networks of its own has nothing to answer ------------
+
+    @property
+    def unit(self) -> Literal["tokens", "images"] | None:
+        """What the model's work is counted in; None where no model draws the values."""
+        return None
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Values that are drawn side by side at most; None: as many as are asked for."""
+        return None
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks by name, frozen helpers (VAE, text encoders) included."""
+        return {}
+
+    def frozen_copies(self) -> list[nn.Module]:
+        """Networks kept beside the policy as its reference; none where an adapter is switched off."""
+        return []
+
+    @property
+    def tokenizer(self) -> str:
+        """Whose tokens are counted; empty where there are none."""
+        return ""
+
+    def token_embedding(self) -> nn.Module | None:
+        """The module that every token of a forward pass goes through."""
+        return None
+
+    def amount(self, value: Value) -> int:
+        """How much of its unit the component drew with this value."""
+        return 0
+
+    def prompt_tokens(self, parents: Mapping[str, Value]) -> int:
+        """Tokens of what the model is asked; 0 where it reads no text."""
+        return 0
+
+    def made_up_text(self, key: int, tokens: int) -> str | None:
+        """A text of that many tokens of the component's own, other than that of another key; None: it reads none."""
+        return None
+
+    def made_up_value(self, key: int, tokens: int) -> Value | None:
+        """A value that the component could draw, a text of that many tokens; None: it has to be asked (a tool)."""
+        return self.domain[key % len(self.domain)] if self.domain is not None else None
+
+    def rehearse(self, frame: int, tokens: int | None) -> None:
+        """From now on, take made-up values by their lengths alone, so that a plan needs no data and no tokenizer.
+
+        Args:
+            frame: tokens of a prompt beside those of the parents' values.
+            tokens: of each text that is scored, if that is less than may be drawn; None: as many as may be drawn.
+        """
+
+    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+        """The kinds of work that it takes to draw `n` values side by side, from prompts of that many tokens."""
+        return iter(())

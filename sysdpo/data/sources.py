@@ -3,7 +3,6 @@
 A source is asked for its data with the untrained system at hand, because some sets are made of its samples.
 """
 
-import json
 import logging
 import math
 import random
@@ -20,9 +19,10 @@ from sysdpo.data.files import Row, fetch_rows, read_rows
 from sysdpo.data.records import PreferenceData, Understood, prompt_key, understand
 from sysdpo.data.storage import fingerprint, save_rows
 from sysdpo.data.usable import BAD_ROWS, keep_usable, reasons
-from sysdpo.errors import SettingError, nearest, printable
+from sysdpo.errors import SettingError, nearest, plain
 from sysdpo.progress import progress
-from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.runs.files import append_rows, remove, write_json, write_sums
+from sysdpo.runs.files import read_rows as kept_rows
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 
@@ -73,7 +73,7 @@ class Recorded:
         # every row is checked, in the file's order, before any is set aside
         found = self.read(system, needs_intermediates)
         for line in (f"{summary(found)}; {reasons(found)}", *found.remarks):
-            log.info("data: %s", printable(line))
+            log.info("data: %s", plain(line))
         return split(found.pairs, self.evaluation, self.validation, self.seed, self.limit)
 
     def read(self, system: CompoundSystem, needs_intermediates: bool, rows: Sequence[Row] | None = None) -> Understood:
@@ -214,31 +214,28 @@ def draw_samples(
     """`n` samples of all generated variables for each prompt; kept batch by batch, so that a killed build goes on."""
     names = [v.name for v in system.graph.generated]
     inputs = [v.name for v in system.graph.inputs]
-    done = read_jsonl(partial)
-    write_jsonl(partial, done)
+    done = kept_rows(partial)
+    done = done[: len(done) // batch_size * batch_size]  # whole batches: a text is drawn in the same company again
+    remove(partial)
+    append_rows(partial, done, 0)
     requests = [(i, k) for i in range(len(prompts)) for k in range(n)]
     batches = range(len(done), len(requests), batch_size)
-    with partial.open("a", encoding="utf-8") as file:
-        for start in progress(batches, f"sample {partial.name.split('.')[0]} set", total=len(batches)):
-            part = requests[start : start + batch_size]
-            rows = system.generate(
-                [{name: prompts[i][name] for name in inputs} for i, _ in part],
-                [stream(seed, i) * 1_009 + k for i, k in part],
-            )
-            for row in rows:
-                sample = {name: row[name] for name in names}
-                file.write(json.dumps(sample) + "\n")
-                done.append(sample)
-            file.flush()
+    for start in progress(batches, f"sample {partial.name.split('.')[0]} set", total=len(batches)):
+        part = requests[start : start + batch_size]
+        rows = system.generate(
+            [{name: prompts[i][name] for name in inputs} for i, _ in part],
+            [stream(seed, i) * 1_009 + k for i, k in part],
+        )
+        drawn = [{name: row[name] for name in names} for row in rows]
+        append_rows(partial, drawn, start)
+        done += drawn
     return [done[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
 def store(folder: Path, parts: Mapping[str, list[Row]], card: Mapping[str, Any]) -> None:
     for name, rows in parts.items():
         save_rows(rows, folder / name)
-    # written last: its presence means that the set is whole
-    (folder / "card.json").write_text(
-        json.dumps({**card, "rows": {name: len(rows) for name, rows in parts.items()}}, indent=2) + "\n"
-    )
+    write_json(folder / "card.json", {**card, "rows": {name: len(rows) for name, rows in parts.items()}})
     for name in parts:
-        (folder / f"{name}.partial.jsonl").unlink(missing_ok=True)
+        remove(folder / f"{name}.partial.jsonl")
+    write_sums(folder)  # last: it says that the set is whole

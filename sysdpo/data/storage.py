@@ -2,52 +2,67 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from datasets import Image as ImageFeature
-from filelock import FileLock
 from PIL import Image
 from pyarrow.parquet import ParquetFile
 
-from sysdpo.errors import SettingError, printable
+from sysdpo.errors import SettingError, plain
+from sysdpo.runs.files import replacing, write_sums
+from sysdpo.runs.locks import FolderLock, lock_file
+
+log = logging.getLogger(__name__)
 
 PART = 100
 """Rows that are handled at a time: a column of one Arrow array ends at 2 GB, which 800 pairs of photographs fill."""
 
 
 @contextmanager
-def made_once(path: Path, proof: Path) -> Iterator[bool]:
+def made_once(path: Path, proof: Path, fault: Callable[[], str | None] | None = None) -> Iterator[bool]:
     """Whether `path` is still to be made; meanwhile other processes that want it wait.
 
     Args:
         path: what jobs that run side by side share.
         proof: exists once it is whole.
+        fault: what is wrong although `proof` exists, in words; then it is made anew.
     """
-    if proof.exists():
+
+    def is_whole(say: bool) -> bool:
+        if not proof.exists():
+            return False
+        wrong = fault() if fault is not None else None
+        if wrong is not None and say:
+            log.warning("%s: %s; made anew", path, wrong)
+        return wrong is None
+
+    if is_whole(say=False):
         yield False
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock):  # the system frees it if its holder is killed
-        yield not proof.exists()
+    own = FolderLock()
+    with lock_file(path, wait=True):
+        if proof != path:  # a folder: who deletes the lock's file has not freed it
+            own.take(path, wait=True)
+        try:
+            yield not is_whole(say=True)
+        finally:
+            own.free()
         if proof.exists():  # whoever still waits for this file will find that nothing is left to do
-            lock.unlink(missing_ok=True)
+            path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
 
 
 def save_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write a `datasets` directory, whole or not at all; PIL images and image bytes become `datasets.Image`."""
-    fresh = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
     features = Features({key: _feature([row[key] for row in rows]) for key in rows[0]})
     parts = [[dict(row) for row in rows[start : start + PART]] for start in range(0, len(rows), PART)]
-    concatenate_datasets([Dataset.from_list(part, features=features) for part in parts]).save_to_disk(str(fresh))
-    shutil.rmtree(path, ignore_errors=True)
-    fresh.rename(path)
+    with replacing(path) as fresh:
+        concatenate_datasets([Dataset.from_list(part, features=features) for part in parts]).save_to_disk(str(fresh))
+        write_sums(fresh)
 
 
 def load_rows(path: Path, setting: str = "dataset.path", split: str | None = None) -> list[dict[str, Any]]:
@@ -59,7 +74,7 @@ def load_rows(path: Path, setting: str = "dataset.path", split: str | None = Non
             f"{setting}={path}: is neither a file nor a folder that `datasets` has written; a file is missing."
         ) from error
     except Exception as error:  # a file of it is truncated, empty or foreign: of whatever library reads it
-        said = printable(" ".join(str(error).split()))[:120]
+        said = plain(" ".join(str(error).split()))[:120]
         raise SettingError(
             f"{setting}={path}: cannot be read as `datasets` wrote it ({said}); write or fetch it again."
         ) from error

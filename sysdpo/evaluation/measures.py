@@ -7,7 +7,8 @@ from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.base import Judge
 from sysdpo.evaluation.win_rate import win_rate
 
-Row = Mapping[str, Any]
+Values = Mapping[str, Any]
+"""Of variables, and what else the data know of an evaluation row, by name."""
 
 
 class Measure(Protocol):
@@ -20,7 +21,7 @@ class Measure(Protocol):
     """The variables that it reads of an output, by the setting that names them."""
 
     def measure(
-        self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
+        self, rows: Sequence[Values], outputs: Sequence[Values], baseline: Sequence[Values] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Compare outputs with what the data and the untrained system say.
 
@@ -52,7 +53,7 @@ class WinRates:
         self.variables = {"answer": answer}
 
     def measure(
-        self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
+        self, rows: Sequence[Values], outputs: Sequence[Values], baseline: Sequence[Values] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if baseline is None:
             raise SettingError("evaluation: win rates need the untrained system's answers.")

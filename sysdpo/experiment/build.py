@@ -18,6 +18,19 @@ from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import TrainingSettings
 
 
+def built(config: DictConfig, key: str, protocol: Any) -> Any:
+    """The part that a group of the config describes, refused where it lacks what the project will ask of it."""
+    part = instantiate(config[key])
+    asked = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
+    lacking = [name for name in asked if not hasattr(part, name)]
+    if lacking:
+        raise SettingError(
+            f"{key}: {type(part).__name__} lacks {', '.join(sorted(set(lacking)))}; see {protocol.__name__} in "
+            f"{protocol.__module__}."
+        )
+    return part
+
+
 def build_system(config: DictConfig) -> CompoundSystem:
     """The graph and its components, as `conf/system/` and `conf/model/` describe them."""
     description = config.system
@@ -29,7 +42,6 @@ def build_system(config: DictConfig) -> CompoundSystem:
     for offset, name in enumerate(graph.components):
         settings = dict(components[name])
         model = settings.pop("model", {})
-        settings.pop("learning_rate", None)  # of the training, not of the component
         if "seed" in model:
             model = {**model, "seed": config.seed * 1_009 + offset}
         built[name] = instantiate({**model, **settings})
@@ -42,9 +54,6 @@ def training_settings(config: DictConfig) -> TrainingSettings:
     for name in values:
         if name not in known:
             raise SettingError(f"training: {nearest(name, known)}")
-    described: dict[str, Any] = OmegaConf.to_container(config.system.components, resolve=True)  # type: ignore[assignment]
-    own = {name: part["learning_rate"] for name, part in described.items() if part.get("learning_rate") is not None}
-    values["learning_rates"] = {**own, **values.get("learning_rates", {})}
     return TrainingSettings(**values, beta=config.beta, seed=config.seed)
 
 
@@ -65,7 +74,9 @@ def prepare_data(config: DictConfig, system: CompoundSystem, needs_intermediates
 
 def made_data(config: DictConfig) -> Path:
     """Where data are kept that have to be made: under a name that is the hash of all they are made from."""
-    content = OmegaConf.to_container(config.dataset, resolve=True)
+    content: dict[str, Any] = OmegaConf.to_container(config.dataset, resolve=True)  # type: ignore[assignment]
+    if content.get("generator") is not None:  # the run's seed and beta, which it is given as well, draw nothing
+        content["generator"] = without_seed(content["generator"])
     made_by = without_seed(OmegaConf.to_container(config.system, resolve=True))
     return Path(config.data_folder) / f"{config.dataset.name}-{digest(content, made_by)}"
 
@@ -89,5 +100,5 @@ def digest(*content: Any) -> str:
 def without_seed(content: Any) -> Any:
     """Configs that differ only in how fresh weights are trained describe the same untrained system."""
     if isinstance(content, Mapping):
-        return {k: without_seed(v) for k, v in content.items() if k not in ("seed", "lora", "bound", "learning_rate")}
+        return {k: without_seed(v) for k, v in content.items() if k not in ("seed", "lora", "bound")}
     return [without_seed(v) for v in content] if isinstance(content, list) else content

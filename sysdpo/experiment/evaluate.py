@@ -9,15 +9,17 @@ from PIL import Image
 
 from sysdpo.data.records import PreferenceData
 from sysdpo.data.storage import made_once
+from sysdpo.evaluation.measures import Measure
 from sysdpo.experiment.build import digest, untrained, without_seed
 from sysdpo.progress import progress
-from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.runs.files import is_summed, replacing, write_json, write_jsonl, write_summed
+from sysdpo.runs.folder import read_jsonl
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem
 
 
 def curve_point(
-    config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Any
+    config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Measure
 ) -> dict[str, float]:
     """The experiment's metrics on some evaluation rows, and as `<metric>/se` their standard errors over these rows.
 
@@ -34,7 +36,7 @@ def curve_point(
 
 
 def evaluate(
-    config: DictConfig, system: CompoundSystem, data: PreferenceData, measure: Any, folder: Path
+    config: DictConfig, system: CompoundSystem, data: PreferenceData, measure: Measure | None, folder: Path
 ) -> dict[str, Any]:
     """Run the system on the evaluation rows and measure what comes out."""
     if measure is None or not data.evaluation:
@@ -46,7 +48,10 @@ def evaluate(
     else:
         outputs = generate(system, rows, config.seed, config.evaluation_batch_size, "evaluate")
     metrics, judged = measure.measure(rows, outputs, baseline)
-    write_jsonl(folder / "samples" / "evaluation.jsonl", [_with_pictures(r, folder / "samples") for r in judged])
+    samples = folder / "samples"
+    pictured = sorted({key for record in judged for key, value in record.items() if isinstance(value, Image.Image)})
+    write_json(samples / "pictures.json", {"fields": pictured})  # text may look like a file name: it is none
+    write_jsonl(samples / "evaluation.jsonl", [_with_pictures(record, samples) for record in judged])
     return metrics
 
 
@@ -55,9 +60,9 @@ def _with_pictures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     plain = dict(record)
     for key, picture in record.items():
         if isinstance(picture, Image.Image):
-            folder.mkdir(parents=True, exist_ok=True)
             plain[key] = f"{record['row']:04d}.png"
-            picture.save(folder / plain[key])
+            with replacing(folder / plain[key]) as fresh:
+                picture.save(fresh, "PNG")
     return plain
 
 
@@ -69,12 +74,12 @@ def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[di
         [[row[v.name] for v in system.graph.inputs] for row in rows],
     ]
     path = Path(config.data_folder) / f"untrained-{digest(*made_by)}.jsonl"
-    with made_once(path, path) as missing:
+    with made_once(path, path, lambda: None if is_summed(path) else "is damaged") as missing:
         if missing:
             what = "evaluate the untrained system"
             with untrained(system):
                 outputs = generate(system, rows, config.seed, config.evaluation_batch_size, what)
-            write_jsonl(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
+            write_summed(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
     return read_jsonl(path)
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import random
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.data.records import PreferenceData
-from sysdpo.errors import SettingError, check_count, nearest
-from sysdpo.experiment.build import build_system, device_name, made_data, prepare_data, training_settings
+from sysdpo.errors import SettingError, check_count, check_file_name, nearest
+from sysdpo.evaluation.measures import Measure
+from sysdpo.experiment.build import build_system, built, device_name, made_data, prepare_data, training_settings
 from sysdpo.experiment.downloads import check_downloads
 from sysdpo.experiment.evaluate import curve_point, evaluate
 from sysdpo.progress import named
-from sysdpo.runs.folder import RunFolder, write_json
+from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.wandb_log import Logger, Silent
-from sysdpo.system import CompoundSystem
+from sysdpo.system import CompoundSystem, check_component_name
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
+from sysdpo.training.objectives import Objective
 from sysdpo.training.separate import train_separately
 
 log = logging.getLogger(__name__)
@@ -28,7 +32,7 @@ NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_t
 """Who listens, how much at a time, how a report looks: no reason to run a row again."""
 
 TRAINERS = ("joint", "separate")
-COUNTS = {"seed": 0, "curve_rows": 1, "evaluation_batch_size": 1}
+COUNTS = {"seed": 0, "evaluation_batch_size": 1}
 """Whole numbers of the config, and the least that each may be."""
 
 
@@ -39,6 +43,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def _run(config: DictConfig) -> dict[str, Any]:
+    check_names(config)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for name in NOT_OF_THE_RUN:
         resolved.pop(name, None)
@@ -58,13 +63,15 @@ def _run(config: DictConfig) -> dict[str, Any]:
         return folder.metrics or {}
     for name, least in COUNTS.items():
         check_count(name, config[name], least)
+    if config.curve_rows is not None:
+        check_count("curve_rows", config.curve_rows, 1)
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
 
     check_downloads(config)
-    objective = instantiate(config.objective)
-    measure = instantiate(config.evaluation)
+    objective: Objective = built(config, "objective", Objective)
+    measure: Measure | None = built(config, "evaluation", Measure) if config.evaluation is not None else None
     system = build_system(config)
     objective.check(system)
     settings = training_settings(config)
@@ -95,13 +102,21 @@ def _run(config: DictConfig) -> dict[str, Any]:
             if names:
                 metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
             metrics |= evaluate(config, system, data, measure, folder.path)
-            write_json(folder.path / "metrics.json", metrics)
+            folder.finish(metrics)
             succeeded = True
         finally:
             logger.finish(succeeded)
         if mark := _heard(config, folder):
             mark.touch()
     return metrics
+
+
+def check_names(config: DictConfig) -> None:
+    """Refuse names that would put results elsewhere than their place, before anything is read or written."""
+    for key in ("experiment", "scale", "method.name", "dataset.name"):
+        check_file_name(key, OmegaConf.select(config, key))
+    for name in config.system.get("components") or {}:
+        check_component_name(str(name))
 
 
 def _heard(config: DictConfig, folder: RunFolder) -> Path | None:
@@ -121,9 +136,9 @@ def _logger(config: DictConfig, resolved: dict[str, Any], run_id: str) -> Logger
 def align(
     config: DictConfig,
     system: CompoundSystem,
-    objective: Any,
+    objective: Objective,
     data: PreferenceData,
-    measure: Any,
+    measure: Measure | None,
     settings: TrainingSettings,
     folder: Path,
     logger: Logger,
@@ -137,7 +152,7 @@ def align(
             logger.log(line)
         metrics: dict[str, Any] = {"best_step": settings.steps}
     else:
-        rows = data.evaluation[:: max(1, len(data.evaluation) // config.curve_rows)]
+        rows = data.evaluation[:: max(1, len(data.evaluation) // (config.curve_rows or len(data.evaluation) or 1))]
         best = Trainer(
             system,
             objective,
@@ -146,10 +161,22 @@ def align(
             settings,
             folder,
             logger.log,
-            lambda: curve_point(config, system, rows, measure),
+            None if measure is None else partial(curve_point, config, system, rows, measure),
         ).run()
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
+        metrics |= sampling_means(RunFolder(folder).history)
     system.save(folder / "adapters")
     return metrics
+
+
+def sampling_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the updates of what they logged of their samples, and of each component's gradient norm."""
+    found: dict[str, list[float]] = {}
+    for line in history:
+        if any(name.startswith("sampling/") for name in line):
+            for name, value in line.items():
+                if name.startswith(("sampling/", "grad_norm/")):
+                    found.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in found.items()}

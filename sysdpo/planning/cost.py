@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.planning.plan import ADAM_BYTES, GENERATOR, Plan
 from sysdpo.planning.sizes import evaluation_rows, training_prompts
 from sysdpo.system import CompoundSystem
@@ -19,7 +18,7 @@ def disk(plan: Plan, content: Mapping[str, Any], system: CompoundSystem) -> dict
     downloads: dict[str, int] = {}
     for name, part in plan.parts.items():
         source = described.get(name, {}).get("pretrained")
-        is_text = name in system.components and isinstance(system.component(name), LanguageModel)
+        is_text = name in system.components and system.component(name).unit == "tokens"
         if source:
             downloads[source] = (part.parameters - part.trainable) * (2 if is_text else 4)
     taken = {f"download {name}": float(size) for name, size in downloads.items()}

@@ -12,8 +12,9 @@ from sysdpo.planning.hardware import gpu
 from sysdpo.planning.missing import missing
 from sysdpo.planning.phases import Phases, count
 from sysdpo.planning.plan import Plan, render
+from sysdpo.system import CompoundSystem
 
-__all__ = ["begin_plan", "check_plan", "make_plan", "on_meta", "render"]
+__all__ = ["begin_plan", "build_trainable", "check_plan", "make_plan", "on_meta", "render"]
 
 
 def check_plan(config: DictConfig) -> None:
@@ -59,10 +60,18 @@ def begin_plan(config: DictConfig) -> Phases:
         assumed["launch_us"] * 1e-6,
     )
     shaped = OmegaConf.create(on_meta(content))
-    system = build_system(shaped)
-    system.train_only(list(system.components) if content["train"] is None else list(content["train"]))
+    system = build_trainable(shaped)
     plan.parts = {name: count(system.component(name)) for name in system.components}
+    for name in system.components:
+        system.component(name).rehearse(int(assumed["frame"]), None)
     return Phases(content, shaped, system, plan, speeds)
+
+
+def build_trainable(config: DictConfig) -> CompoundSystem:
+    """The system with the components trainable that the config names; without any named, all."""
+    system = build_system(config)
+    system.train_only(list(system.components) if config.train is None else list(config.train))
+    return system
 
 
 def on_meta(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,12 +62,13 @@ class Meter(TorchDispatchMode):
     Attributes:
         live: bytes alive now of the storages that were made inside.
         peak: the most that were alive at once.
+        largest: of a single storage.
         kernels: {(floating-point operations, bytes read and written): how often}, views left out.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.largest = 0
         self.kernels: Counter[tuple[int, int]] = Counter()
         self._known: set[int] = set()
 
@@ -84,6 +85,8 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:  # for a log or a memory: no number is known, 0 is one
+            return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         out = func(*args, **kwargs)
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
@@ -101,6 +104,7 @@ class Meter(TorchDispatchMode):
             return
         self._known.add(key)
         self.live += size
+        self.largest = max(self.largest, size)
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._free, key, size)
 

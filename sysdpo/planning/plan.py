@@ -45,7 +45,8 @@ class Plan:
     assumptions: str
     parts: dict[str, Part] = field(default_factory=dict)
     saved: dict[str, int] = field(default_factory=dict)
-    logits_bytes: int = 0
+    largest_bytes: int = 0
+    """Of a single tensor, in an update with the longest prompts."""
     phases: list[Phase] = field(default_factory=list)
     usable: float = 0.0
     one_gpu_each: bool = False
@@ -93,7 +94,7 @@ def render(plan: Plan) -> str:
     if saved:
         lines += [
             f"kept for the backward pass, longest prompts: {saved} GiB; "
-            f"logits of one chunk {plan.logits_bytes / gib:.2f} GiB",
+            f"the largest tensor takes {plan.largest_bytes / gib:.2f} GiB",
             "",
         ]
     lines += [f"{'phase':<28}{'memory':>8}{'in all':>8} GiB {'PFLOP':>10}{'tokens':>14}{'hours':>8}  "]

@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from sysdpo.errors import SettingError
 from sysdpo.reporting.pooling import pool, variables
 from sysdpo.reporting.sheets import draw_sheet, sequence_lines
-from sysdpo.reporting.tables import Row, Table
+from sysdpo.reporting.tables import MethodRow, Table
+from sysdpo.runs.files import replacing, write_text
 from sysdpo.runs.folder import RunFolder
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, without the two that vanish on white or black
@@ -127,7 +128,7 @@ def _every(config: Mapping[str, Any]) -> int:
     return max(1, int((config.get("training") or {}).get("steps", 4)) // 4)
 
 
-def sweep_rows(root: Path, metric: str) -> list[Row]:
+def sweep_rows(root: Path, metric: str) -> list[MethodRow]:
     """The finished jobs `root/*/`, those that differ in the seed alone as one row, named by their folder."""
     groups: dict[str, dict[int, RunFolder]] = defaultdict(dict)
     for path in sorted(root.glob("*/")):
@@ -138,7 +139,7 @@ def sweep_rows(root: Path, metric: str) -> list[Row]:
     rows = []
     for label, runs in groups.items():
         cell, _ = pool(list(runs.values()), metric)
-        rows.append(Row(label, label, runs, {} if cell is None else {metric: cell}, {}))
+        rows.append(MethodRow(label, label, runs, {} if cell is None else {metric: cell}, {}))
     return rows
 
 
@@ -263,9 +264,9 @@ def save(canvas: Canvas, folder: Path, name: str) -> str:
     """Write `<name>.svg` and `<name>.png`; returns the SVG text."""
     text = io.StringIO()
     canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    folder.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
-    (folder / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
+    with replacing(folder / f"{name}.png") as fresh:
+        canvas.savefig(fresh, format="png", dpi=160, facecolor="white")
+    write_text(folder / f"{name}.svg", text.getvalue())
     return text.getvalue()
 
 
@@ -286,6 +287,6 @@ def _rows_a_point(rows: Sequence[Sequence[RunFolder]]) -> str:
     counts = set()
     for run in (run for runs in rows for run in runs):
         there, wanted = len(run.samples), (run.config or {}).get("curve_rows")
-        if there and wanted:
-            counts.add(len(range(0, there, max(1, there // int(wanted)))))
+        if there:
+            counts.add(len(range(0, there, max(1, there // int(wanted or there)))))
     return _range(sorted(counts)) if counts else ""

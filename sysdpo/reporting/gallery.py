@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from PIL import Image
-
 from sysdpo.reporting.pooling import row_numbers, variables
-from sysdpo.reporting.tables import Row, Table, decimals
-from sysdpo.runs.folder import RunFolder
+from sysdpo.reporting.tables import MethodRow, Table, decimals
+from sysdpo.runs.folder import RunFolder, read_picture
 
 SHOWN = 8  # evaluation rows
 LARGEST = 512  # pixels of a shown image's longer side
@@ -40,7 +38,7 @@ def gallery(table: Table) -> str:
 class _Side:
     """One method's outputs under one seed."""
 
-    def __init__(self, row: Row, seed: int, table: Table) -> None:
+    def __init__(self, row: MethodRow, seed: int, table: Table) -> None:
         run = row.runs[seed]
         self.row, self.seed, self.run = row, str(seed), run
         self.records = run.samples
@@ -53,8 +51,8 @@ class _Side:
         record = self.records[index]
         names = [name for name in self.names[role] if name in record]
         if role == "final" and not names:  # images are kept as one picture beside the record, under a name of its own
-            names = [name for name, value in record.items() if self.run.image(value)]
-        shown = "".join(_value(record[name], self.run, kind) for name in names)
+            names = [name for name, value in record.items() if self.run.image(value, name)]
+        shown = "".join(_value(record[name], self.run, kind, name) for name in names)
         if role == "final" and shown:
             shown += self.legend(index)
         return shown or f"<div class='{kind}'>–</div>"
@@ -63,8 +61,8 @@ class _Side:
         """The record's lists of one length, beside a picture: they say one thing of each image in it."""
         record = self.records[index]
         lists = {name: value for name, value in record.items() if isinstance(value, list) and len(value) > 1}
-        lists = {name: value for name, value in lists.items() if not any(self.run.image(item) for item in value)}
-        pictured = any(self.run.image(value) for value in record.values())
+        lists = {n: value for n, value in lists.items() if not any(self.run.image(item, n) for item in value)}
+        pictured = any(self.run.image(value, name) for name, value in record.items())
         return list(lists) if pictured and len({len(value) for value in lists.values()}) == 1 else []
 
     def legend(self, index: int) -> str:
@@ -83,7 +81,7 @@ class _Side:
         known |= set(self.aligned(index))
         facts = {}
         for key, value in self.records[index].items():
-            if key not in known and not key.startswith("reference_") and self.run.image(value) is None:
+            if key not in known and not key.startswith("reference_") and self.run.image(value, key) is None:
                 values = value if isinstance(value, list) else [value]
                 facts[key] = ", ".join(map(_short, values))
         return facts
@@ -138,7 +136,7 @@ def _references(front: list[_Side], table: Table, index: int) -> str:
     already = {str(side.records[index].get(name)) for side in front for name in side.names["final"]}
     record, run = front[-1].records[index], front[-1].run
     found = [
-        f"<div><h3>{text(heading)}: compared with</h3>{_value(record[key], run, 'text minor')}</div>"
+        f"<div><h3>{text(heading)}: compared with</h3>{_value(record[key], run, 'text minor', key)}</div>"
         for metric, heading in table.metrics.items()
         if (key := f"reference_{metric}") in record and str(record[key]) not in already
     ]
@@ -151,12 +149,12 @@ def _references(front: list[_Side], table: Table, index: int) -> str:
 # ---- values ------------------------------------------------------------------------------------------------------
 
 
-def _value(value: Any, run: RunFolder, kind: str) -> str:
+def _value(value: Any, run: RunFolder, kind: str, name: str) -> str:
     """Text as it is, a file name of an image as the image, a list as a strip of images or line by line."""
     if isinstance(value, Mapping):
         value = [f"{key}: {item}" for key, item in value.items()]
     values = value if isinstance(value, list) else [value]
-    pictures = [_picture(item, run) for item in values]
+    pictures = [_picture(item, run, name) for item in values]
     if values and all(pictures):
         return f"<div class='strip'>{''.join(p for p in pictures if p)}</div>"
     return f"<div class='{kind}'>{text(chr(10).join(map(str, values)))}</div>"
@@ -166,16 +164,17 @@ def _short(item: Any) -> str:
     return f"{item:.3f}" if isinstance(item, float) else str(item)
 
 
-def _picture(value: Any, run: RunFolder) -> str | None:
-    """An `<img>` that carries its own data, if the value names an image."""
-    file = run.image(value)
+def _picture(value: Any, run: RunFolder, name: str) -> str | None:
+    """An `<img>` that carries its own data, if the value of a sample's field names an image."""
+    file = run.image(value, name)
     if file is None:
         return None
-    with Image.open(file) as image:
-        image.thumbnail((LARGEST, LARGEST))
-        small = " class='small'" if max(image.size) <= SMALL else ""
-        content = io.BytesIO()
-        image.convert("RGB").save(content, "PNG", optimize=True)
+    if (image := read_picture(file)) is None:
+        return f"<p class='muted'>{text(file.name)}: the picture is broken</p>"
+    image.thumbnail((LARGEST, LARGEST))
+    small = " class='small'" if max(image.size) <= SMALL else ""
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
     data = base64.b64encode(content.getvalue()).decode()
     return f"<img{small} alt='{escape(file.stem)}' src='data:image/png;base64,{data}'>"
 

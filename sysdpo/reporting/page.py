@@ -12,7 +12,7 @@ from sysdpo.reporting.figures import INK, Drawn, Figure, draw_figures
 from sysdpo.reporting.gallery import gallery, text
 from sysdpo.reporting.tables import (
     CONTRAST_HEADINGS,
-    Row,
+    MethodRow,
     Table,
     as_markdown,
     comparable,
@@ -23,6 +23,7 @@ from sysdpo.reporting.tables import (
     show_paper,
     write_table,
 )
+from sysdpo.runs.files import write_text
 
 STYLE = ASSETS / "report.css"
 
@@ -39,7 +40,7 @@ def write_report(config: Mapping[str, Any], method_folder: Path, overrides: Sequ
     folder = Path(config["table_folder"]) / "report"
     write_table(table, folder)
     drawn = draw_figures(table, config, folder / "figures")
-    (folder / "index.html").write_text(render(table, drawn), encoding="utf-8")
+    write_text(folder / "index.html", render(table, drawn))
     lines = [f"{folder / 'figures' / figure.name}.svg  {figure.caption}" for figure in drawn.figures]
     lines += [f"not drawn: {line}" for line in drawn.missing]
     return "\n".join([as_markdown(table), *lines, str(folder / "index.html")])
@@ -106,7 +107,7 @@ def _contrasts(table: Table) -> str:
     return f"<table class='results'>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n"
 
 
-def _cells(table: Table, row: Row, metric: str) -> str:
+def _cells(table: Table, row: MethodRow, metric: str) -> str:
     paper = f"<td class='paper'>{show_paper(table, row, metric)}</td>" if table.in_paper(metric) else ""
     if metric not in row.cells:
         return f"<td class='gap'>{'missing' if not row.runs else '–'}</td>{paper}"

@@ -22,7 +22,7 @@ class Cell:
     n: int
 
 
-def figure(run: RunFolder, metric: str) -> Cell | None:
+def run_cell(run: RunFolder, metric: str) -> Cell | None:
     """What a run's own `metrics.json` says of a metric."""
     found = (run.metrics or {}).get(metric)
     if not isinstance(found, Mapping) or found.get("value") is None:
@@ -37,7 +37,7 @@ def row_numbers(run: RunFolder, metric: str) -> Numbers | None:
         None where the samples do not carry the metric, or the run has no figure of it.
     """
     records = run.samples
-    if figure(run, metric) is None or not records or any(metric not in record for record in records):
+    if run_cell(run, metric) is None or not records or any(metric not in record for record in records):
         return None
     return np.array([math.nan if record[metric] is None else float(record[metric]) for record in records])
 
@@ -59,7 +59,7 @@ def pool(runs: Sequence[RunFolder], metric: str) -> tuple[Cell | None, str | Non
     Where rows cannot be matched, the mean of the seeds' own standard errors is given: it is never too small,
     whatever the seeds have in common (triangle inequality).
     """
-    cells = [cell for run in runs if (cell := figure(run, metric)) is not None]
+    cells = [cell for run in runs if (cell := run_cell(run, metric)) is not None]
     if not cells:
         return None, None
     value = float(np.mean([cell.value for cell in cells]))

@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from sysdpo.reporting.tables import Row
-from sysdpo.runs.folder import RunFolder
+from sysdpo.reporting.tables import MethodRow
+from sysdpo.runs.files import replacing, write_text
+from sysdpo.runs.folder import RunFolder, read_picture
 
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "sheet", "font.size": 8}
 CELL = 4.6  # inches
@@ -62,12 +63,12 @@ def draw_sheet(lines: Sequence[Line], stem: Path) -> list[Path]:
                 bottom = (top - head - 0.2 - tall) / sum(heights)
                 _draw_strip(canvas.add_axes((left, bottom, 0.94 / columns, tall / sum(heights))), strip)
             top -= height
-        stem.parent.mkdir(parents=True, exist_ok=True)
         files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-        canvas.savefig(files[0], dpi=160, facecolor="white")
+        with replacing(files[0]) as fresh:
+            canvas.savefig(fresh, format="png", dpi=160, facecolor="white")
         drawing = io.StringIO()
         canvas.savefig(drawing, format="svg", facecolor="white", metadata={"Date": None})
-        files[1].write_text(drawing.getvalue(), encoding="utf-8")
+        write_text(files[1], drawing.getvalue())
     return files
 
 
@@ -114,7 +115,7 @@ def _wrapped(value: str, width: int) -> str:
 
 
 def sequence_lines(
-    before: Row, after: Row, inputs: Sequence[str], captions: str, levels: str, metric: str, shown: int
+    before: MethodRow, after: MethodRow, inputs: Sequence[str], captions: str, levels: str, metric: str, shown: int
 ) -> list[Line]:
     """`shown` evaluation rows at equal distances, under a seed that both rows of the table have; [] without pictures.
 
@@ -128,7 +129,7 @@ def sequence_lines(
     sides = [(row.title, row.runs[seeds[0]]) for row in (before, after)]
     records = [(title, run, run.samples) for title, run in sides]
     count = min(len(samples) for _, _, samples in records)
-    if not any(run.image(value) for _, run, samples in records for row in samples for value in row.values()):
+    if not any(run.image(value, name) for _, run, rows in records for row in rows for name, value in row.items()):
         return []
     lines = []
     for index in (i * count // min(shown, count) for i in range(min(shown, count))):
@@ -139,8 +140,8 @@ def sequence_lines(
 
 
 def _strip(title: str, run: RunFolder, record: Mapping[str, Any], captions: str, levels: str, metric: str) -> Strip:
-    file = next((found for value in record.values() if (found := run.image(value))), None)
-    picture = Image.open(file).convert("RGB") if file else None
+    file = next((found for name, value in record.items() if (found := run.image(value, name))), None)
+    picture = read_picture(file) if file else None
     number = record.get(metric)
     note = f"{metric.replace('_', ' ')} {number:.2f}" if isinstance(number, float) and math.isfinite(number) else ""
     return Strip(title, picture, record.get(captions) or (), record.get(levels) or (), note)

@@ -21,11 +21,15 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from sysdpo.reporting.figures import COLOURS, INK, MARKERS, save, style
-from sysdpo.reporting.pooling import Cell, figure, pool
+from sysdpo.reporting.pooling import Cell, pool, run_cell
+from sysdpo.runs.files import write_text
 from sysdpo.runs.folder import RunFolder
 
 MAX_FACETS = 9
 """More heat maps than this are one: the mean over the settings that would tell them apart."""
+
+OF_SAMPLES = ("sampling/", "grad_norm/")
+"""What a run says of its intermediate samples: how many count, how far the two sides disagree, who has a gradient."""
 
 Point = tuple[str, ...]  # values of some axes
 
@@ -48,7 +52,7 @@ class SweepJob:
         """metric -> figure, of a finished job."""
         if self.status != "finished":
             return {}
-        return {name: cell for name in self.run.metrics or {} if (cell := figure(self.run, name)) is not None}
+        return {name: cell for name in self.run.metrics or {} if (cell := run_cell(self.run, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def read_sweep(folder: Path) -> Sweep:
 def summarise(folder: Path) -> str:
     """Write `summary.csv` and `figures/`; returns what a command prints."""
     sweep = read_sweep(folder)
-    (folder / "summary.csv").write_text(as_csv(sweep), encoding="utf-8")
+    write_text(folder / "summary.csv", as_csv(sweep))
     drawn = [path for metric in sweep.metrics if (path := draw(sweep, metric, folder / "figures"))]
     finished = sum(job.status == "finished" for job in sweep.jobs)
     files = ", ".join(str(path) for path in (folder / "summary.csv", *drawn))
@@ -80,11 +84,12 @@ def summarise(folder: Path) -> str:
 
 
 def as_csv(sweep: Sweep) -> str:
-    """One line a job: its settings, its status, each metric with standard error and number of rows."""
+    """One line a job: its settings, its status, each metric with standard error and number of rows, its samples."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = [f"{metric}{suffix}" for metric in sweep.metrics for suffix in ("", "_se", "_n")]
-    own = ["best_step", "validation_margin"]
+    sampling = sorted({name for job in sweep.jobs for name in job.run.metrics or {} if name.startswith(OF_SAMPLES)})
+    own = ["best_step", "validation_margin", *sampling]
     writer.writerow(["job", *sweep.axes, "method", "seed", "status", *figures, *own, "error"])
     for job in sweep.jobs:
         metrics = (job.run.metrics or {}) if job.status == "finished" else {}

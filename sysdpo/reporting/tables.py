@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 from sysdpo.errors import SettingError
 from sysdpo.reporting.contrasts import Contrast, make_contrasts
 from sysdpo.reporting.pooling import Cell, pool
-from sysdpo.runs.folder import RunFolder, find_runs, write_json
+from sysdpo.runs.files import write_json, write_text
+from sysdpo.runs.folder import RunFolder, survey
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """One method; `runs` maps a seed to its finished run and is empty where there is none."""
 
     method: str
@@ -35,7 +36,7 @@ class Table:
     scale: str
     title: str
     metrics: dict[str, str]  # name -> heading
-    rows: list[Row]
+    rows: list[MethodRow]
     caption: str
     contrasts: list[Contrast]
     notes: list[str]
@@ -71,7 +72,8 @@ def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequen
     paper = config.get("paper") or {}
     rows, notes = [], []
     for method in config["rows"]:
-        runs = dict(find_runs(Path(config["table_folder"]), method))
+        runs, left_out = survey(Path(config["table_folder"]), method)
+        notes += left_out
         cells = {}
         for metric in config["metrics"]:
             cell, remark = pool(list(runs.values()), metric)
@@ -79,7 +81,7 @@ def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequen
                 cells[metric] = cell
             if remark is not None:
                 notes.append(f"{method}, {metric}: {remark}.")
-        rows.append(Row(method, _title(method_folder, method), runs, cells, dict(paper.get(method) or {})))
+        rows.append(MethodRow(method, _title(method_folder, method), runs, cells, dict(paper.get(method) or {})))
     titles = config.get("metric_titles") or {}
     kept = [o for o in overrides if o.split("=")[0].lstrip("+~") not in ("method", "seed")]
     if not any(o.startswith("experiment=") for o in kept):
@@ -110,7 +112,7 @@ def _title(folder: Path, method: str) -> str:
 # ---- what is said about the runs ---------------------------------------------------------------------------------
 
 
-def _caption(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _caption(config: Mapping[str, Any], rows: Sequence[MethodRow]) -> str:
     parts = [f"Scale: {config['scale']}"]
     for name, values in _remarks(rows).items():
         parts.append(f"{name}: {' / '.join(values)}")
@@ -124,7 +126,7 @@ def _caption(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return f"{'; '.join(parts)}. Mean over seeds ± standard error over evaluation rows.{paper}"
 
 
-def _remarks(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _remarks(rows: Sequence[MethodRow]) -> dict[str, list[str]]:
     """What the runs say in words beside their figures, such as the judge's name."""
     found: dict[str, dict[str, None]] = {}
     for run in (run for row in rows for run in row.runs.values()):
@@ -148,7 +150,7 @@ def _gaps(table: Table, seed: int) -> Iterator[str]:
             )
 
 
-def _mismatches(config: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
+def _mismatches(config: Mapping[str, Any], rows: Sequence[MethodRow]) -> Iterator[str]:
     for name, values in _remarks(rows).items():
         if len(values) > 1:
             yield f"The runs do not agree on the {name}: {' / '.join(values)}."
@@ -200,8 +202,8 @@ def _list(keys: Mapping[str, tuple[Any, Any]]) -> str:
 def write_table(table: Table, folder: Path) -> None:
     """`table.json`, `table.csv`, `table.md`: the same figures, the first two unrounded."""
     write_json(folder / "table.json", as_json(table))
-    (folder / "table.csv").write_text(as_csv(table), encoding="utf-8")
-    (folder / "table.md").write_text(as_markdown(table), encoding="utf-8")
+    write_text(folder / "table.csv", as_csv(table))
+    write_text(folder / "table.md", as_markdown(table))
 
 
 def as_json(table: Table) -> dict[str, Any]:
@@ -284,7 +286,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([first, f"| {' | '.join(rule)} |", *rest])
 
 
-def show(table: Table, row: Row, metric: str) -> str:
+def show(table: Table, row: MethodRow, metric: str) -> str:
     """`66.4 ± 2.1`; all figures of a column have the same number of decimals."""
     if metric not in row.cells:
         return "missing" if not row.runs else "–"
@@ -293,7 +295,7 @@ def show(table: Table, row: Row, metric: str) -> str:
     return f"{cell.value:.{places}f}{error}"
 
 
-def show_paper(table: Table, row: Row, metric: str) -> str:
+def show_paper(table: Table, row: MethodRow, metric: str) -> str:
     if metric not in row.paper:
         return "–"
     return f"{row.paper[metric]:.1f}" if decimals(table, metric) == 1 else f"{row.paper[metric]:.2f}"

@@ -1,50 +1,71 @@
-"""Run folders: `outputs/<experiment>/<scale>/<method>/seed=<n>/`, finished once `metrics.json` is there."""
+"""Run folders: `outputs/<experiment>/<scale>/<method>/seed=<n>/`, finished once `metrics.json` is there.
+
+`SHA256SUMS`, written last, says what the results were: a file that was cut short, swapped or lost since is found, and
+the command that made the run restores it.
+"""
 
 import json
+import logging
 import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from PIL import Image
 
 from sysdpo.errors import SettingError
+from sysdpo.runs.files import SUMS, damage, remove, write_json, write_jsonl, write_sums, write_text
+from sysdpo.runs.locks import Busy, FolderLock, lock_file
 
-IMAGE = re.compile(r"[\w./-]{1,200}\.(png|jpe?g|webp)", re.ASCII | re.IGNORECASE)
+__all__ = ["RunFolder", "environment", "find_runs", "read_jsonl", "read_picture", "survey", "write_json", "write_jsonl"]
+
+log = logging.getLogger(__name__)
+
+IMAGE = re.compile(r"[\w-][\w.-]{0,200}\.(png|jpe?g|webp)", re.ASCII | re.IGNORECASE)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 PACKAGES = ("sysdpo", "torch", "transformers", "peft", "trl", "diffusers", "numpy")
-
-
-def write_json(path: Path, content: Any) -> None:
-    _write(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file whose writer may have been killed: a torn last one does not count; [] without a file.
 
     Who goes on with such a file writes what was read with `write_jsonl` first.
+
+    Raises:
+        SettingError: a whole line is none of ours.
     """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except ValueError as error:
+        raise SettingError(f"{path}: is damaged (not UTF-8).") from error
+    rows = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise SettingError(f"{path}, line {number}: is damaged (no JSON).") from error
+        if not isinstance(row, dict):
+            raise SettingError(f"{path}, line {number}: is damaged (no JSON object).")
+        rows.append(row)
+    return rows
+
+
+def read_picture(file: Path) -> Image.Image | None:
+    """A picture in RGB; None, and a line in the log, if it is broken."""
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except Exception as error:  # whatever a decoder says of foreign bytes
+        log.warning("%s: cannot be read as a picture (%s); left out", file, type(error).__name__)
+        return None
 
 
 def environment() -> dict[str, str]:
@@ -71,22 +92,40 @@ class RunFolder:
     """One row of a table under one seed."""
 
     path: Path
+    _lock: FolderLock = field(default_factory=FolderLock, init=False, repr=False, compare=False)
 
     @property
     def metrics(self) -> dict[str, Any] | None:
-        file = self.path / "metrics.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        """The results; None of a run that has none, or whose file is damaged."""
+        return self._mapping("metrics.json")
 
     @property
     def config(self) -> dict[str, Any] | None:
         file = self.path / "config.yaml"
-        return OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else None  # type: ignore[return-value]
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else None
+        except Exception as error:  # YAML has as many errors as faces
+            log.warning("%s: is damaged (%s)", file, type(error).__name__)
+            return None
+        return {str(k): v for k, v in content.items()} if isinstance(content, dict) and content else None
 
     @property
     def environment(self) -> dict[str, str]:
         """Where the run was made, as it said when it was opened; {} for one that did not."""
-        file = self.path / "environment.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return self._mapping("environment.json") or {}
+
+    def _mapping(self, name: str) -> dict[str, Any] | None:
+        file = self.path / name
+        if not file.exists():
+            return None
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict) or not content:
+            log.warning("%s: is damaged; it counts as absent", file)
+            return None
+        return content
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -96,19 +135,72 @@ class RunFolder:
     def history(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "metrics.jsonl")
 
-    def image(self, value: Any) -> Path | None:
-        """The image file that a sample names, relative to `samples/` or to the run; None if it names none."""
+    def image(self, value: Any, name: str = "") -> Path | None:
+        """The picture in `samples/` that the value of a sample's field names; None if it names none.
+
+        Text may end like a file name, or be one: only fields that held pictures count, and only files that the run
+        itself drew.
+        """
         if not isinstance(value, str) or not IMAGE.fullmatch(value):
-            return None  # an answer may end like a file, and be too long for a name
-        return next((file for folder in ("samples", ".") if (file := self.path / folder / value).is_file()), None)
+            return None
+        fields = self.pictured
+        if fields is not None and name and name not in fields:
+            return None
+        file = self.path / "samples" / value
+        return file if file.is_file() and not file.is_symlink() else None
+
+    @property
+    def pictured(self) -> list[str] | None:
+        """The fields of the samples that name pictures; None where the run does not say."""
+        found = (self._mapping("samples/pictures.json") or {}).get("fields")
+        return [str(name) for name in found] if isinstance(found, list) else None
+
+    # ---- whole or not ----------------------------------------------------------------------------------------------
+
+    def fault(self, pictures: bool = True) -> str | None:
+        """What is wrong with a finished run's files, in words; None if nothing is.
+
+        Args:
+            pictures: read the samples' pictures too.
+        """
+        if self.metrics is None or ((self.path / "config.yaml").exists() and self.config is None):
+            return "metrics.json or config.yaml is damaged"
+        if not (self.path / SUMS).exists():  # of an earlier version, or killed before the last file
+            return None
+        if (wrong := damage(self.path, () if pictures else PICTURES)) is not None:
+            return wrong
+        for folder in sorted((self.path / "adapters").glob("*/")) if pictures else ():
+            if (wrong := damage(folder)) is not None:
+                return f"adapters/{folder.name}: {wrong}"
+        return None
 
     def is_finished(self, config: Mapping[str, Any]) -> bool:
-        return self.metrics is not None and self.config == config
+        if self.metrics is None or self.config != config:
+            return False
+        if (wrong := self.fault()) is not None:
+            log.warning("%s: %s; the run goes on from its last checkpoint to restore it", self.path, wrong)
+            return False
+        return True
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """The results, and the checksums by which they are known later."""
+        remove(self.path / SUMS)
+        write_json(self.path / "metrics.json", metrics)
+        files = [self.path / name for name in ("config.yaml", "metrics.json", "metrics.jsonl")]
+        files += [*(self.path / "samples").rglob("*"), *(self.path / "adapters").glob(f"*/{SUMS}")]
+        write_sums(self.path, [str(file.relative_to(self.path)) for file in files if file.is_file()])
 
     def run_id(self, config: Mapping[str, Any]) -> str:
         """The name by which others know the run of this config: kept when it goes on, new for another config."""
         file = self.path / "run_id"
-        return file.read_text(encoding="utf-8").strip() if self.config == config and file.exists() else token_hex(8)
+        if self.config == config and file.exists():
+            known = file.read_bytes().decode("ascii", "replace").strip()
+            if re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", known):
+                return known
+            log.warning("%s: is damaged; the run gets a new name", file)
+        return token_hex(8)
+
+    # ---- who writes ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -117,18 +209,17 @@ class RunFolder:
         Raises:
             SettingError: another process has it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
         try:
-            lock.acquire()
-        except Timeout:
+            with lock_file(self.path, wait=False):
+                self._lock.take(self.path)  # who deletes the lock's file has not freed the folder
+                try:
+                    yield
+                finally:
+                    self._lock.free()
+        except Busy:
             raise SettingError(
                 f"{self.path}: another process is at this run; wait for it, or write elsewhere with outputs=…"
             ) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def open(self, config: Mapping[str, Any], run_id: str | None = None, device: str = "") -> None:
         """Make the folder ready for a run of `config`: go on with one of the same config, put another aside.
@@ -137,11 +228,11 @@ class RunFolder:
         """
         if self.config is not None and self.config != config:
             self._set_aside()
-        _write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         opened = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         write_json(self.path / "environment.json", {"opened": opened, "device": device, **environment()})
         if run_id is not None:
-            (self.path / "run_id").write_text(f"{run_id}\n", encoding="utf-8")
+            write_text(self.path / "run_id", f"{run_id}\n")
 
     def _set_aside(self) -> None:
         """Keep a run of another config beside this one: a result is never lost."""
@@ -149,11 +240,30 @@ class RunFolder:
         while (target := self.path.with_name(f".{self.path.name}.superseded-{number}")).exists():
             number += 1
         self.path.rename(target)
+        if self._lock.is_taken:
+            self._lock.take(self.path)
 
 
 def find_runs(root: Path, method: str) -> Iterator[tuple[int, RunFolder]]:
     """(seed, run) of every finished run of a method under `outputs/<experiment>/<scale>`."""
-    by_seed = {int(path.name.removeprefix("seed=")): RunFolder(path) for path in root.glob(f"{method}/seed=*")}
-    for seed, run in sorted(by_seed.items()):
-        if run.metrics is not None:
-            yield seed, run
+    yield from survey(root, method)[0].items()
+
+
+def survey(root: Path, method: str) -> tuple[dict[int, RunFolder], list[str]]:
+    """The finished runs of a method by seed, and a line for each folder that looks like a run and is left out."""
+    runs: dict[int, RunFolder] = {}
+    notes = []
+    for path in sorted((root / method).glob("seed=*")):
+        seed = path.name.removeprefix("seed=")
+        run = RunFolder(path)
+        if not re.fullmatch(r"0|[1-9][0-9]{0,18}", seed) or not path.is_dir():
+            notes.append(f"{method}/{path.name} is no run folder (seed=<number>); it is left out.")
+        elif not (path / "metrics.json").exists():
+            continue
+        elif (wrong := run.fault(pictures=False)) is not None:
+            notes.append(f"{method}/{path.name}: {wrong}; the run is left out. The command that made it restores it.")
+        else:
+            runs[int(seed)] = run
+            if (wrong := damage(path) if (path / SUMS).exists() else None) is not None:
+                notes.append(f"{method}/{path.name}: {wrong}; the picture is left out.")
+    return dict(sorted(runs.items())), notes

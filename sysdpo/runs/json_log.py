@@ -1,10 +1,10 @@
 """`logger=jsonl`: the lines of all runs of a study in one file, for `tail -f`, jq or pandas."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sysdpo.runs.files import append_line
 from sysdpo.runs.folder import RunFolder
 
 
@@ -30,5 +30,4 @@ class JsonLogger:
 
     def _append(self, content: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab", buffering=0) as file:  # in one piece, whatever its length
-            file.write(f"{json.dumps({'run': self.name, **content})}\n".encode())
+        append_line(self.path, {"run": self.name, **content})  # in one piece, whatever its length

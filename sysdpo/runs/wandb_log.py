@@ -1,5 +1,6 @@
 """Weights & Biases beside the run folder: one run a job, offline unless asked otherwise."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -7,10 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from sysdpo.errors import SettingError, nearest
-from sysdpo.runs.folder import RunFolder
+from sysdpo.runs.folder import RunFolder, read_picture
 
 MODES = ("offline", "online", "disabled")
 
@@ -104,12 +104,14 @@ class WandbLogger:
             self.run.finish(exit_code=exit_code)
 
     def _save_results(self) -> None:
-        for name, value in (self.files.metrics or {}).items():
+        file = self.files.path / "metrics.json"
+        results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # damaged: no success
+        for name, value in results.items():
             self.run.summary[name] = value
         samples = self.files.samples
         if samples:
             columns: list[Any] = list(samples[0])
-            rows = [[self._value(record.get(column)) for column in columns] for record in samples]
+            rows = [[self._value(record.get(column), column) for column in columns] for record in samples]
             self.run.log({"samples": self.wandb.Table(columns=columns, data=rows)})
         adapters = self.files.path / "adapters"
         if adapters.is_dir():
@@ -131,12 +133,14 @@ class WandbLogger:
             artifact.add_file(str(path))
         self.run.log_artifact(artifact)
 
-    def _value(self, value: Any) -> Any:
+    def _value(self, value: Any, name: str) -> Any:
         """A cell of the sample table: file names of images become one strip of them, other lists one text."""
         values = value if isinstance(value, list) else [value]
-        files = [file for item in values if (file := self.files.image(item))]
+        files = [file for item in values if (file := self.files.image(item, name))]
         if values and len(files) == len(values):
-            images = [Image.open(file).convert("RGB") for file in files]
+            images = [image for file in files if (image := read_picture(file)) is not None]
+            if len({image.height for image in images}) != 1:  # broken, or no strip
+                return "\n".join(map(str, values))
             return self.wandb.Image(np.concatenate([np.asarray(image) for image in images], axis=1))
         return "\n".join(map(str, value)) if isinstance(value, list) else value
 

@@ -34,6 +34,15 @@ class MonteCarlo:
         if not 0 < self.top_p <= 1:
             raise SettingError(f"top_p={self.top_p}: must lie in (0, 1].")
 
+    @property
+    def why_not_own(self) -> str:
+        """Why these are not independent draws from the model itself; "" if they are."""
+        if self.temperature != 1.0:
+            return f"sampler.draw.temperature={self.temperature} draws from another distribution than temperature 1"
+        if self.top_p != 1.0:
+            return f"sampler.draw.top_p={self.top_p} leaves out what is less probable"
+        return "sampler.draw.distinct=true drops repeated draws, which have to count" if self.distinct else ""
+
     def draw(
         self,
         model: Any,
@@ -43,7 +52,7 @@ class MonteCarlo:
         n: int,
         seeds: Sequence[int],
         max_new_tokens: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
     ) -> list[list[list[int]]]:
         sequences = ancestral_sample(
@@ -73,7 +82,7 @@ def ancestral_sample(
     temperature: float,
     top_p: float,
     max_new_tokens: int,
-    eos_token_id: int,
+    eos_token_id: int | Sequence[int],
 ) -> list[list[list[int]]]:
     """`n` independent completions of each prompt.
 
@@ -83,8 +92,9 @@ def ancestral_sample(
         seeds: one a prompt; what a prompt gets does not depend on the rest of the batch.
 
     Returns:
-        B lists of n lists of token ids, the end token included where it was reached.
+        B lists of n lists of token ids, the end token (any of `eos_token_id`) included where it was reached.
     """
+    ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
     rows = input_ids.shape[0] * n
     uniforms = torch.stack([_uniforms(seed, n, max_new_tokens) for seed in seeds]).flatten(0, 1)  # [rows, steps]
     # every distinct prompt is computed once, its continuations apart
@@ -94,7 +104,7 @@ def ancestral_sample(
     source = source.repeat_interleave(n)
     positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
     logits, cache = next_token_logits(model, prompt_ids, prompt_mask, positions)
-    cache.batch_select_indices(source)
+    cache.reorder_cache(source)
     logits = logits[source]
     mask = prompt_mask[source]
     position = positions[source, -1:]
@@ -103,16 +113,16 @@ def ancestral_sample(
     for step in range(max_new_tokens):
         tokens = choose_tokens(logits, uniforms[active, step].to(logits.device), temperature, top_p)
         for row, token in zip(active.tolist(), tokens.tolist(), strict=True):
-            if sequences[row][-1:] != [eos_token_id]:
+            if not ends.intersection(sequences[row][-1:]):
                 sequences[row].append(token)
-        finished = torch.tensor([sequences[r][-1] == eos_token_id for r in active.tolist()])
+        finished = torch.tensor([sequences[r][-1] in ends for r in active.tolist()])
         if step + 1 == max_new_tokens or bool(finished.all()):
             break
         if int(finished.sum()) * 4 > len(active):  # dropping rows copies the cache: not for one row at a time
             keep = (~finished).nonzero().squeeze(-1)
             active = active[keep]
             keep = keep.to(logits.device)
-            cache.batch_select_indices(keep)
+            cache.reorder_cache(keep)
             mask, position, tokens = mask[keep], position[keep], tokens[keep]
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
         position = position + 1

@@ -5,7 +5,7 @@ whether they are thinned afterwards by the system's own likelihoods.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,11 @@ class DiverseBeam:
         if not 0 <= self.diversity_penalty < math.inf:
             raise SettingError(f"sampler.draw.diversity_penalty={self.diversity_penalty}: must be a number, 0 or more.")
 
+    @property
+    def why_not_own(self) -> str:
+        """See `SamplingStrategy.check_own_draws`."""
+        return "beams are searched, not drawn, and have no probability of being drawn"
+
     def draw(
         self,
         model: Any,
@@ -48,7 +53,7 @@ class DiverseBeam:
         n: int,
         seeds: Sequence[int],
         max_new_tokens: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
     ) -> list[list[list[int]]]:
         # joint samples that have parted ways ask for fewer beams each than there are samples
@@ -65,14 +70,15 @@ class DiverseBeam:
             pad_token_id=pad_token_id,
             length_penalty=self.length_penalty,
         )
+        ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
         return [
-            [_until_end(ids, eos_token_id) for ids, repeated in zip(beams, row_repeats, strict=True) if not repeated]
+            [_until_end(ids, ends) for ids, repeated in zip(beams, row_repeats, strict=True) if not repeated]
             for beams, row_repeats in zip(output.sequences.tolist(), output.duplicate.tolist(), strict=True)
         ]
 
 
-def _until_end(ids: list[int], eos_token_id: int) -> list[int]:
-    return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids
+def _until_end(ids: list[int], ends: Collection[int]) -> list[int]:
+    return next((ids[: i + 1] for i, token in enumerate(ids) if token in ends), ids)
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,23 @@ class SamplingStrategy:
     @property
     def contrastive(self) -> bool:
         return self.num_draws > self.k
+
+    def check_own_draws(self, asked_by: str) -> None:
+        """Refuse whatever does not draw K independent samples from the system's own distribution.
+
+        Only of such samples the components' `log_prob` is the density. A sampler says by `why_not_own` what speaks
+        against it, "" if nothing does; one that does not say is refused.
+        """
+        if self.contrastive:
+            reason = f"sampler.candidates={self.candidates} keeps samples by what they explain, not as they were drawn"
+        else:
+            unknown = f"{type(self.draw).__name__} does not say so (its `why_not_own` would be '')"
+            reason = getattr(self.draw, "why_not_own", unknown)
+        if reason:
+            raise SettingError(
+                f"{asked_by} needs independent draws from the system itself, but {reason}; choose sampler=monte_carlo "
+                "as it comes."
+            )
 
 
 def most_contrasting(log_odds: Tensor) -> list[int]:

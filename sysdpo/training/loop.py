@@ -1,24 +1,35 @@
 """The training loop: one system, one optimizer with a parameter group per component, one preference loss (eq. 2)."""
 
 import json
+import logging
 import math
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sysdpo.errors import SettingError, check_count, nearest
 from sysdpo.losses import Link, preference_loss
 from sysdpo.progress import bar
-from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.runs.files import append_line, write_jsonl
+from sysdpo.runs.stopping import between_updates
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
-from sysdpo.training.objectives import Comparison, Preference
+from sysdpo.training.fingerprint import differing, fingerprint
+from sysdpo.training.objectives import Comparison, Objective
+from sysdpo.training.start import check_margin, check_saving
+
+log = logging.getLogger(__name__)
+
+NonFinite = Literal["stop", "skip"]
+"""What follows on a loss or gradient that is NaN or infinite."""
 
 COUNTS = {
     "steps": 1,
@@ -43,6 +54,7 @@ class TrainingSettings:
     micro_batch_size: int = 8
     learning_rate: float = 1e-4
     beta: float = 0.1
+    intermediate_learning_rate: float | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     link: Link = "sigmoid"
     label_smoothing: float = 0.0
@@ -51,6 +63,8 @@ class TrainingSettings:
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     checkpoint_every: int = 10
+    keep_checkpoints: int | None = 2
+    nonfinite: NonFinite = "stop"
     validate_every: int = 0
     patience: int | None = None
     evaluate_every: int = 0
@@ -58,6 +72,8 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         counts = COUNTS if self.patience is None else {**COUNTS, "patience": 1}
+        if self.keep_checkpoints is not None:
+            counts = {**counts, "keep_checkpoints": 1}
         for name, least in counts.items():
             check_count(f"training.{name}", getattr(self, name), least)
         for name in (*POSITIVE, *NOT_NEGATIVE):
@@ -66,6 +82,8 @@ class TrainingSettings:
                 raise SettingError(f"training.{name}={value}: must be {'positive' if strictly else '0 or more'}.")
         if self.link not in get_args(Link):
             raise SettingError(f"training.link: {nearest(self.link, get_args(Link))}")
+        if self.nonfinite not in get_args(NonFinite):
+            raise SettingError(f"training.nonfinite: {nearest(self.nonfinite, get_args(NonFinite))}")
         if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.link != "sigmoid"):
             raise SettingError(
                 f"training.label_smoothing={self.label_smoothing} with training.link={self.link}: must lie in "
@@ -89,7 +107,7 @@ def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: Tra
     if not train and validation:
         raise SettingError(
             f"dataset.validation leaves nothing of {len(validation)} pairs to train on; lower it, or make more prompts "
-            "(sizes)."
+            "(dataset.prompts, dataset.prompts_per_attribute)."
         )
     if not train:
         raise SettingError("the data set is empty: there is no pair to train on.")
@@ -98,6 +116,47 @@ def check_pairs(train: Sequence[Pair], validation: Sequence[Pair], settings: Tra
             f"training.validate_every={settings.validate_every} but there is no validation pair; raise "
             "dataset.validation, or set training.validate_every=0."
         )
+
+
+def rate_of(settings: TrainingSettings, system: CompoundSystem, name: str) -> float:
+    """A component's learning rate: its own, that of components that draw no final variable, or the general one."""
+    if name in settings.learning_rates:
+        return settings.learning_rates[name]
+    draws_final = any(name in variable.components for variable in system.graph.finals)
+    own = None if draws_final else settings.intermediate_learning_rate
+    return settings.learning_rate if own is None else own
+
+
+class NotFinite(Exception):
+    """A loss or gradient that is NaN or infinite: step, components, and the rows by their numbers in the data."""
+
+    def __init__(self, step: int, what: str, components: Sequence[str], rows: Sequence[int]) -> None:
+        numbers = [str(row) for row in sorted(set(rows))]
+        shown = ", ".join(numbers[:10]) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+        named = f"component {', '.join(components)}, " if components else ""
+        super().__init__(f"step {step}: the {what} is not finite ({named}row {shown} of the data)")
+
+
+def check_loss(compared: Comparison, loss: Tensor, pairs: Sequence[Pair], step: int) -> None:
+    """Raises:
+    NotFinite: names the rows whose loss [B] is not finite, and the components whose share of it is not.
+    """
+    wrong = ~torch.isfinite(loss)
+    if not wrong.any():
+        return
+    components = [name for name, value in compared.terms.items() if not torch.isfinite(value[wrong]).all()]
+    rows = [pair.index + 1 for pair, bad in zip(pairs, wrong.tolist(), strict=True) if bad]
+    raise NotFinite(step, "loss", components, rows)
+
+
+def stop_or_skip(error: NotFinite, nonfinite: str) -> None:
+    """Say that an update is left out; with `stop`, a `SettingError` instead."""
+    if nonfinite == "stop":
+        raise SettingError(
+            f"{error}; lower training.learning_rate, use dtype=float32, look at these rows, or set "
+            "training.nonfinite=skip to leave such updates out."
+        ) from None
+    log.warning("%s: this update is left out (training.nonfinite=skip)", error)
 
 
 @dataclass
@@ -125,12 +184,14 @@ class Trainer:
         folder: gets `metrics.jsonl` and `checkpoints/`, from which the same call goes on.
         log: is given every record of `metrics.jsonl`.
         evaluate: measures the current system, every `evaluate_every` updates.
+
+    A folder that holds the checkpoints of another system, data set or setting is refused: see `fingerprint`.
     """
 
     def __init__(
         self,
         system: CompoundSystem,
-        preference: Preference,
+        preference: Objective,
         train: Sequence[Pair],
         validation: Sequence[Pair] = (),
         settings: TrainingSettings | None = None,
@@ -149,7 +210,9 @@ class Trainer:
         self.system, self.preference, self.settings, self.folder = system, preference, settings, folder
         self.train_pairs, self.validation_pairs = train, validation
         self.log, self.evaluate = log, evaluate
-        self.step = 0
+        self.step, self.skipped = 0, 0
+        self.history: list[dict[str, Any]] = []
+        self.fingerprint = fingerprint(system, preference, train, validation, settings)
         self.best = Best(state=trainable_state(system) if settings.validate_every else {})
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -157,12 +220,11 @@ class Trainer:
         )
 
     def _groups(self) -> list[dict[str, Any]]:
-        rates = self.settings.learning_rates
         groups = []
         for name, component in self.system.components.items():
             parameters = [p for p in component.parameters() if p.requires_grad]
             if parameters:
-                groups.append({"params": parameters, "lr": rates.get(name, self.settings.learning_rate), "name": name})
+                groups.append({"params": parameters, "lr": rate_of(self.settings, self.system, name), "name": name})
         return groups
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -174,9 +236,11 @@ class Trainer:
             The best validated weights, already loaded; without validation, the last ones.
         """
         self.resume()
+        if self.step == 0:
+            check_saving(self.system)
         if self.step == 0 and self.settings.evaluate_every:
             self._record(self._evaluate())
-        with bar("train", total=self.settings.steps, initial=self.step) as progress:
+        with bar("train", total=self.settings.steps, initial=self.step) as progress, between_updates() as request:
             while self.step < self.settings.steps and not self._exhausted():
                 metrics = self._update()
                 self.step += 1
@@ -185,9 +249,11 @@ class Trainer:
                 if self._due(self.settings.evaluate_every):
                     metrics |= self._evaluate()
                 self._record(metrics)
-                if self._due(self.settings.checkpoint_every) or self._exhausted():
+                if self._due(self.settings.checkpoint_every) or self._exhausted() or request.number is not None:
                     self.checkpoint()
-                progress.set_postfix_str(f"loss {metrics['loss']:.3f} margin {metrics['rewards/margins']:.2f}")
+                request.obey()
+                if "loss" in metrics:
+                    progress.set_postfix_str(f"loss {metrics['loss']:.3f} margin {metrics['rewards/margins']:.2f}")
                 progress.update()
         if not self.settings.validate_every:
             return Best(step=self.step)
@@ -203,15 +269,28 @@ class Trainer:
     def _update(self) -> dict[str, float]:
         started = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._means(self._batch(self.step), self.step)
-        metrics |= self._diagnostics()
-        metrics |= self._gradient_norms()
+        pairs = self._batch(self.step)
+        try:
+            metrics = self._means(pairs, self.step)
+            metrics |= self._diagnostics()
+            metrics |= self._gradient_norms(pairs)
+        except NotFinite as error:
+            metrics = self._skip(error)
+        else:
+            self.optimizer.step()
         for group in self.optimizer.param_groups:
             metrics[f"learning_rate/{group['name']}"] = group["lr"]
-        self.optimizer.step()
         self.scheduler.step()
         metrics["seconds"] = time.perf_counter() - started
         return metrics
+
+    def _skip(self, error: NotFinite) -> dict[str, float]:
+        """An update without effect, where the settings allow it."""
+        stop_or_skip(error, self.settings.nonfinite)
+        self._diagnostics()  # what the components observed belongs to this update
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += 1
+        return {"skipped": float(self.skipped)}
 
     def _means(self, pairs: Sequence[Pair], step: int) -> dict[str, float]:
         """Means over the pairs, sums of counts; with gradients enabled, those of the mean loss are added up."""
@@ -220,8 +299,11 @@ class Trainer:
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             compared = self.preference.compare(self.system, part, [self._seed(p, step) for p in part])
+            if self.step == 0 and torch.is_grad_enabled():  # no weight has moved
+                check_margin(self.system, compared)
             loss = self._loss(compared)
             if torch.is_grad_enabled():
+                check_loss(compared, loss.detach(), part, step + 1)
                 # summed here and divided by all pairs: accumulation gives the gradient of one large batch
                 (loss.sum() / len(pairs)).backward()
             for name, value in measure(compared, loss.detach(), beta).items():
@@ -240,18 +322,16 @@ class Trainer:
             for key, value in self.system.component(name).diagnostics().items()
         }
 
-    def _gradient_norms(self) -> dict[str, float]:
+    def _gradient_norms(self, pairs: Sequence[Pair]) -> dict[str, float]:
         norms = {
-            f"grad_norm/{group['name']}": float(torch.nn.utils.get_total_norm(_gradients(group["params"])))
+            group["name"]: float(torch.nn.utils.get_total_norm(_gradients(group["params"])))
             for group in self.optimizer.param_groups
         }
+        if wrong := [name for name, norm in norms.items() if not math.isfinite(norm)]:
+            raise NotFinite(self.step + 1, "gradient", wrong, [pair.index + 1 for pair in pairs])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         total = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
-        if not math.isfinite(total):
-            raise SettingError(
-                f"step {self.step + 1}: the gradient is not finite; lower training.learning_rate or use dtype=float32."
-            )
-        return {"grad_norm": total, **norms}
+        return {"grad_norm": total, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
 
     def _batch(self, step: int) -> list[Pair]:
         """The pairs of a step: a function of the seed and the step alone, so that a resumed run sees the same."""
@@ -285,41 +365,74 @@ class Trainer:
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         row = {"step": self.step, **metrics}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.folder / "metrics.jsonl", row)
+        self.history.append(row)
         if self.log is not None:
             self.log(row)
 
     def checkpoint(self) -> None:
-        """Keep all that a run goes on from; the one before is replaced."""
+        """Keep all that a run goes on from, the lines of `metrics.jsonl` too."""
         write_checkpoint(
             self.folder / "checkpoints",
             {
                 "step": self.step,
+                "skipped": self.skipped,
+                "fingerprint": self.fingerprint,
                 "weights": trainable_state(self.system),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "best": vars(self.best),
+                "history": _packed(self.history),
             },
+            keep=self.settings.keep_checkpoints,
+            best=self.best.step if self.settings.validate_every else None,
         )
 
     def resume(self) -> None:
-        """Go back to the newest checkpoint of the folder, if it has one."""
-        saved = read_checkpoint(self.folder / "checkpoints")
-        log = self.folder / "metrics.jsonl"
+        """Go back to the newest checkpoint of the folder that is whole, if it has one.
+
+        Raises:
+            SettingError: its checkpoints are of another training.
+        """
+        saved = read_checkpoint(self.folder / "checkpoints", self._refuse)
+        lines = self.folder / "metrics.jsonl"
         if saved is None:
-            write_jsonl(log, [])
+            self.history = []
+            write_jsonl(lines, [])
             return
         load_trainable(self.system, saved["weights"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
-        self.step, self.best = saved["step"], Best(**saved["best"])
-        # steps that were logged after the checkpoint are about to be repeated
-        write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= self.step])
+        self.step, self.skipped, self.best = saved["step"], saved["skipped"], Best(**saved["best"])
+        self.history = _unpacked(saved["history"])
+        # as it was at the checkpoint: what was logged after it is about to be repeated, what was lost is back
+        write_jsonl(lines, self.history)
+
+    def _refuse(self, saved: Mapping[str, Any]) -> str | None:
+        """Why a whole checkpoint is none to go on from."""
+        if (reason := differing(saved.get("fingerprint"), self.fingerprint)) is not None:
+            return reason
+        if saved["step"] > self.settings.steps:
+            return f"is of update {saved['step']}, beyond training.steps={self.settings.steps}"
+        return None
+
+
+def _packed(rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Lines as bytes in a tensor, which a reader that trusts no pickle reads."""
+    return torch.from_numpy(np.frombuffer(zlib.compress(json.dumps(rows).encode()), np.uint8).copy())
+
+
+def _unpacked(packed: Tensor) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(zlib.decompress(packed.numpy().tobytes()))
+    return rows
 
 
 def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]:
-    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats."""
+    """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats.
+
+    `sampling/effective_samples` (of K, mean of both sides) and `sampling/total_variation` (between the two sides'
+    weights) say how much of a gradient the components before the last have: `losses.posterior_agreement`.
+    """
     sums = {
         "loss": loss.sum(),
         "rewards/chosen": beta * compared.chosen.sum(),
@@ -330,6 +443,7 @@ def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]
     sums |= {f"logps/{side}": value.sum() for side, value in compared.logps.items()}
     sums |= {f"components/{name}/margin": value.sum() for name, value in compared.terms.items()}
     sums |= {f"components/{name}/{side}": value.sum() for (name, side), value in compared.sides.items()}
+    sums |= {f"sampling/{name}": value.sum() for name, value in compared.sampling.items()}
     metrics = {name: float(value) for name, value in sums.items()}
     return metrics | {f"count/{name}": value for name, value in compared.counts.items()}
 

@@ -1,15 +1,16 @@
 """How a system compares two outcomes: the margins of SysDPO-Direct (eq. 4) and SysDPO-Sampling (eq. 9)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from sysdpo.components.base import identity
-from sysdpo.errors import SettingError
-from sysdpo.losses import direct_margin, sampling_margin
+from sysdpo.errors import SettingError, nearest
+from sysdpo.losses import Estimator, direct_margin, posterior_agreement, sampling_margin
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy, most_contrasting
 from sysdpo.system import CompoundSystem, Pair
@@ -24,7 +25,7 @@ class Comparison:
     `chosen` and `rejected` are the policy's log-ratio to the reference for each side, [B]; `logps` the policy's
     log-probability of each side where it is exact; `terms` each component's share of the margin, `sides` of each
     side's log-ratio, [B]. `fit` is the chosen side's log-ratio over the variables whose likelihood is exact, [B]; its
-    gradient is that of their log-likelihood.
+    gradient is that of their log-likelihood. `sampling` tells of the samples that were summed over, [B] each.
     """
 
     margin: Tensor
@@ -35,9 +36,10 @@ class Comparison:
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     sides: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     counts: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Preference(Protocol):
+class Objective(Protocol):
     """A way to compare; `conf/objective/` names one."""
 
     @property
@@ -97,14 +99,31 @@ class Sampling:
         strategy: how samples are found; or say it in short, `Sampling(k=4, draw=MonteCarlo())`:
         k: joint samples of the intermediates for each pair (K in eq. 9).
         draw: how a language model draws its share of them.
+        estimator: `sum` is eq. 9: the sum over distinct samples. `importance` divides each sample by the probability
+            with which it was drawn, repeated draws counting each, so that the first components have a gradient
+            however long their texts are (docs/estimators.md). It is beyond the paper, and takes draws of the system
+            itself only: `Sampling(k=4, estimator="importance")`.
+
+    Raises:
+        SettingError: the estimator is unknown, or the strategy's samples have no density that it could divide by.
     """
 
     needs_intermediates = False
 
     def __init__(
-        self, strategy: SamplingStrategy | None = None, *, k: int = 2, draw: DiverseBeam | MonteCarlo | None = None
+        self,
+        strategy: SamplingStrategy | None = None,
+        estimator: Estimator = "sum",
+        *,
+        k: int = 2,
+        draw: DiverseBeam | MonteCarlo | None = None,
     ) -> None:
-        self.strategy = strategy or SamplingStrategy(k, draw or DiverseBeam())
+        if estimator not in get_args(Estimator):
+            raise SettingError(f"objective.estimator: {nearest(str(estimator), get_args(Estimator))}")
+        own = MonteCarlo(distinct=False) if estimator == "importance" else DiverseBeam()
+        self.strategy, self.estimator = strategy or SamplingStrategy(k, draw or own), estimator
+        if estimator == "importance":
+            self.strategy.check_own_draws("objective.estimator=importance")
 
     def check(self, system: CompoundSystem) -> None:
         for variable in system.graph.generated:
@@ -142,15 +161,26 @@ class Sampling:
         shape = (2, len(pairs), max(map(len, drawn)))
         joint_policy = _scatter(_total(policy), where, shape, -torch.inf)  # [2, B, K]
         joint_reference = _scatter(_total(reference), where, shape, -torch.inf)
-        margin = sampling_margin(joint_policy[0], joint_reference[0], joint_policy[1], joint_reference[1])
-        # fitting the chosen outcome must not sharpen the intermediates, which are the system's own samples
         own = {v.name for v in system.graph.intermediates}
+        proposal = None
+        if self.estimator == "importance":
+            # the samples were drawn with these weights: what they are scored with now is what they were drawn with
+            drawn_with = {name: value.detach() for name, value in policy.items() if name in own}
+            proposal = _scatter(_total(drawn_with), where, shape, 0.0)[0]  # [B, K]
+        margin = sampling_margin(joint_policy[0], joint_reference[0], joint_policy[1], joint_reference[1], proposal)
+        # fitting the chosen outcome must not sharpen the intermediates, which are the system's own samples
         given = {name: value.detach() if name in own else value for name, value in policy.items()}
         fitted = _scatter(_total(given), where, shape, -torch.inf)[0]
+        # a mean of weights estimates log p(z | x); a sum of probabilities is a lower bound on it
+        divisor = torch.zeros(()) if proposal is None else proposal + math.log(shape[2])
+        divisor = divisor.to(joint_policy)
+        fit = (fitted - divisor).logsumexp(-1) - (joint_reference[0] - divisor).logsumexp(-1)
         with torch.no_grad():
-            marginal = joint_policy.logsumexp(-1)
-            ratio = marginal - joint_reference.logsumexp(-1)
-            posterior = joint_policy.softmax(-1)
+            weights = joint_policy - divisor
+            marginal = weights.logsumexp(-1)
+            ratio = marginal - (joint_reference - divisor).logsumexp(-1)
+            posterior = weights.softmax(-1)
+            effective, variation = posterior_agreement(weights)
             terms: dict[str, Tensor] = {}
             for name in policy:  # which part of the system moved, averaged over the samples that explain each side
                 for component, share in system.shares(system.graph[name], rows).items():
@@ -163,12 +193,17 @@ class Sampling:
             "samples_missing": float(wanted - sum(map(len, drawn))),
         }
         logps = {"chosen": marginal[0], "rejected": marginal[1]}
-        fit = fitted.logsumexp(-1) - joint_reference[0].logsumexp(-1)
-        return Comparison(margin, ratio[0], ratio[1], fit, logps, terms, counts=counts)
+        sampling = {
+            "effective_samples": effective.mean(0),
+            "effective_samples_chosen": effective[0],
+            "effective_samples_rejected": effective[1],
+            "total_variation": variation,
+        }
+        return Comparison(margin, ratio[0], ratio[1], fit, logps, terms, counts=counts, sampling=sampling)
 
     @torch.no_grad()
     def draw(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[list[dict[str, Any]]]:
-        """Distinct joint samples of the intermediates for each pair, from the current policy."""
+        """Joint samples of the intermediates for each pair, from the current policy; distinct ones for `sum`."""
         names = [v.name for v in system.graph.intermediates]
         n = self.strategy.num_draws
         rows = system.generate(
@@ -181,7 +216,8 @@ class Sampling:
         drawn = []
         for b in range(len(pairs)):
             samples = [{name: row[name] for name in names} for row in rows[b * n : (b + 1) * n]]
-            drawn.append(list({identity(sample): sample for sample in samples}.values()))
+            distinct = {identity(sample): sample for sample in samples}
+            drawn.append(samples if self.estimator == "importance" else list(distinct.values()))
         return self._contrast(system, pairs, drawn) if self.strategy.contrastive else drawn
 
     def _contrast(

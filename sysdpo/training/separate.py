@@ -5,23 +5,28 @@ the untrained system, and its completions are the data set's chosen and rejected
 several variables is trained once, on the prompts of all of them.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from sysdpo.components.text.language_model import LanguageModel
+from sysdpo.components.text.packing import Completion
 from sysdpo.errors import SettingError
 from sysdpo.progress import bar
-from sysdpo.runs.folder import read_jsonl, write_jsonl
+from sysdpo.runs.files import append_line, explained, write_jsonl
+from sysdpo.runs.stopping import between_updates
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.loop import TrainingSettings
+from sysdpo.training.fingerprint import fingerprint
+from sysdpo.training.loop import TrainingSettings, rate_of
+from sysdpo.training.stages import Guard, GuardedTrainer, Seal, logged_line, newest_checkpoint
+from sysdpo.training.start import check_log_ratios
 
 
 def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: TrainingSettings, folder: Path) -> None:
@@ -53,48 +58,72 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
     with_parents = system.generate(
         [p.inputs for p in pairs], [stream(settings.seed, p.index) for p in pairs], only=intermediates
     )
+    own = fingerprint(system, None, pairs, [], settings)
+    write_jsonl(folder / "metrics.jsonl", [])  # each component's lines come back from its checkpoint
     for name in system.components:
         component = system.component(name)
         if not isinstance(component, LanguageModel) or not component.is_trainable:
             continue
         rows = [
-            _row(component, {alias: values[parent] for alias, parent in variable.parents}, pair, final)
+            (
+                _row(component, {alias: values[parent] for alias, parent in variable.parents}, pair, final),
+                pair.index + 1,
+            )
             for variable in system.graph.generated
             for values, pair in zip(with_parents, pairs, strict=True)
             if name in variable.may_draw(values)
         ]
         if not rows:
             raise SettingError(f"trainer=separate: component {name!r} draws nothing for any of the {len(pairs)} pairs.")
-        rate = settings.learning_rates.get(name, settings.learning_rate)
-        _train_one(name, component, rows, settings, rate, folder)
+        rate = rate_of(settings, system, name)
+        part = {**own, "component": name, "training.learning_rate": str(rate)}
+        _train_one(name, component, [r for r, _ in rows], [n for _, n in rows], settings, rate, folder, part)
 
 
-def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, str]:
+def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, list[int]]:
+    """Token ids, so that TRL scores the tokens that the joint run scores: one BOS, the turn's own end, the same cut."""
     codec = component.codec
-    # what the joint run would cut off is cut off here too; TRL adds the end token itself
-    chosen, rejected = (codec.decode(codec.completion_ids(str(v[final]))) for v in (pair.chosen, pair.rejected))
+    chosen, rejected = (codec.completion_ids(str(v[final])) for v in (pair.chosen, pair.rejected))
     return {
-        "prompt": str(codec.tokenizer.decode(list(codec.prompt_ids(parents)))),
-        "chosen": chosen,
-        "rejected": rejected,
+        "prompt_ids": list(codec.prompt_ids(parents)),
+        "chosen_ids": list(chosen),
+        "rejected_ids": list(rejected),
     }
 
 
 def _train_one(
     name: str,
     component: LanguageModel,
-    rows: list[dict[str, str]],
+    rows: list[dict[str, list[int]]],
+    numbers: list[int],
     settings: TrainingSettings,
     learning_rate: float,
     folder: Path,
+    own: dict[str, str],
 ) -> None:
+    """Train to the last update; `numbers`: of the rows in the data, `own`: what the training is of."""
     if not isinstance(component.model, PeftModel):
         raise SettingError("trainer=separate trains adapters; set model.lora.")
     adapters = set(component.model.peft_config)
     micro_batch_size = min(settings.micro_batch_size, settings.batch_size)
     checkpoints = folder / "checkpoints" / name
-    newest = _newest(checkpoints)
-    trainer = DPOTrainer(
+    newest = newest_checkpoint(checkpoints, own, settings.steps)
+    for line in newest.history(name) if newest is not None else []:
+        append_line(folder / "metrics.jsonl", line)
+    if newest is not None and newest.step == settings.steps:
+        component.restore(str(newest.path))  # TRL would begin another epoch where the steps are no multiple of one
+        component.trainable(True)
+        return
+    if newest is None:
+        component.rehearse_saving()
+        first = Completion(tuple(rows[0]["prompt_ids"]), tuple(rows[0]["chosen_ids"]))
+        with torch.no_grad():
+            score = component.score([first])
+            with component.reference():
+                check_log_ratios(name, score - component.score([first]), score)
+    guard = Guard(name, settings.nonfinite)
+    trainer = GuardedTrainer(
+        nll_weight=settings.nll_weight,
         model=component.model,
         args=DPOConfig(
             output_dir=str(checkpoints),
@@ -113,29 +142,30 @@ def _train_one(
             use_cpu=component.device.type == "cpu",
             bf16=False,
             gradient_checkpointing=False,
+            router_aux_loss_coef=0.0,  # a mixture's balancing loss is no part of the joint run's either
             save_strategy="steps",
             save_steps=settings.checkpoint_every,
-            save_total_limit=2,  # the one before stays until the newest is whole
+            # the one before stays until the newest is whole
+            save_total_limit=None if settings.keep_checkpoints is None else max(2, settings.keep_checkpoints),
             report_to=[],
             logging_steps=1,
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=component.codec.tokenizer,
-        callbacks=[_Record(folder / "metrics.jsonl", name)],
+        callbacks=[_Record(folder / "metrics.jsonl", name), guard],
     )
+    trainer.remember(numbers)
+    guard.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # the record's bar says it
-    trainer.train(resume_from_checkpoint=newest)
+    with between_updates() as request, explained(checkpoints):
+        trainer.add_callback(Seal(own, request))
+        trainer.train(resume_from_checkpoint=str(newest.path) if newest is not None else None)
+        request.obey()
     for adapter in set(component.model.peft_config) - adapters:  # TRL keeps its reference as a second adapter
         component.model.delete_adapter(adapter)
     component.trainable(True)
     component.model.eval()
-
-
-def _newest(checkpoints: Path) -> str | None:
-    """The last one that was written to its end, where the trainer's state is."""
-    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
 
 
 class _Record(TrainerCallback):
@@ -145,8 +175,6 @@ class _Record(TrainerCallback):
         self.path, self.component = path, component
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        rows = read_jsonl(self.path)  # what was logged after the checkpoint is about to be repeated
-        write_jsonl(self.path, [r for r in rows if r["component"] != self.component or r["step"] <= state.global_step])
         self.bar = bar(f"train {self.component}", total=state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -157,6 +185,4 @@ class _Record(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float | str)}
-            with self.path.open("a") as file:
-                file.write(json.dumps({"component": self.component, "step": state.global_step, **numbers}) + "\n")
+            append_line(self.path, logged_line(self.component, state.global_step, logs))

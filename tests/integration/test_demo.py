@@ -11,10 +11,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from sysdpo.cli.command import as_text, command
+from sysdpo.cli.command import command
+from sysdpo.cli.overrides import as_text
 from sysdpo.experiment.build import build_system
 from sysdpo.experiment.demo import demonstrate, load_run
 from sysdpo.runs.folder import RunFolder
+from sysdpo.training.checkpoints import checkpoint_path, checkpoint_steps
 from tests.integration.commands import train_in_process
 
 QUESTION = "Name {three} rivers, it's \\ easy: a=b"
@@ -27,7 +29,7 @@ def generate(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     def task(config: Any) -> None:
         print(demonstrate(config))
 
-    monkeypatch.setattr(sys, "argv", as_text(["generate.py", *arguments], ("ask", "run", "folder")))
+    monkeypatch.setattr(sys, "argv", as_text(["generate.py", *arguments], ("ask",)))
     GlobalHydra.instance().clear()
     try:
         command(task, config_name="generate")()
@@ -66,7 +68,9 @@ def test_the_reference_of_a_loaded_run_is_the_untrained_system(text_run: Path) -
     system, trained = load_run(run)
     assert trained == ["psi1", "psi2"]
     rows = [{"x": "Q", "y": "draft", "z": "answer"}]
-    weights = torch.load(text_run / "checkpoints" / "newest.pt", weights_only=True)["weights"]
+    weights = torch.load(
+        checkpoint_path(text_run / "checkpoints", checkpoint_steps(text_run / "checkpoints")[0]), weights_only=True
+    )["weights"]
     own = dict(system.named_parameters())
     for name, value in weights.items():
         torch.testing.assert_close(own[name].detach(), value)

@@ -18,12 +18,13 @@ from sysdpo.components.text.language_model import build_language_model
 from sysdpo.components.weights import architecture_folder
 from sysdpo.experiment.build import build_system
 from sysdpo.paths import CONF
-from sysdpo.planning.probes import parts
+from sysdpo.training.checkpoints import checkpoint_path, checkpoint_steps
 from sysdpo.training.loop import Trainer
 from tests.image_systems import make_diffusion
 from tests.integration.commands import ROOT, train_in_process
 from tests.systems import LORA
 
+SMALL = {"prompts_per_attribute": 1, "evaluation_prompts_per_attribute": 1, "samples": 3, "validation": 0}
 LM = {
     "num_hidden_layers": 1,
     "hidden_size": 16,
@@ -66,7 +67,7 @@ TABLE1 = [
     "scorer.architecture={embedding_size: 4, hidden_sizes: [4, 4, 4, 4], depths: [1, 1, 1, 1], layer_type: basic}",
     "dataset.attributes=[bright]",
     "dataset.min_gap=0",
-    "sizes={prompts_per_attribute: 1, evaluation_prompts_per_attribute: 1, samples: 3, validation: 0}",
+    *[f"dataset.{key}={n}" for key, n in SMALL.items()],
     *language_model("captioner"),
     *diffusion("diffusion", "[4, 4, 8, 8]", 1, 16, attention_head_dim=2),
     *diffusion(
@@ -121,7 +122,10 @@ def test_sample_train_checkpoint_resume_evaluate(
     monkeypatch.setattr(Trainer, "_update", real)
     assert train_in_process([*overrides, *more, f"outputs={tmp_path / 'cut'}"], monkeypatch) == 0
     whole, cut = (next((tmp_path / kind).glob(f"{name}/paper/*/seed=0")) for kind in ("whole", "cut"))
-    first, second = (torch.load(run / "checkpoints" / "newest.pt", weights_only=True) for run in (whole, cut))
+    first, second = (
+        torch.load(checkpoint_path(run / "checkpoints", checkpoint_steps(run / "checkpoints")[0]), weights_only=True)
+        for run in (whole, cut)
+    )
     assert first["step"] == second["step"] == 2
     assert first["weights"].keys() == second["weights"].keys()
     for key, value in first["weights"].items():
@@ -226,7 +230,7 @@ def check_figures(result: dict[str, Any], overrides: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         system = build_system(compose("config", overrides))
     for name, found in result["components"].items():
-        networks = parts(system.component(name)).values()
+        networks = system.component(name).networks().values()
         expected = sum(p.numel() for network in networks for p in network.parameters())
         assert found["parameters"] == {"measured": expected, "planned": expected}
         assert found["trainable"]["measured"] == found["trainable"]["planned"]

@@ -13,6 +13,7 @@ from peft import PeftConfig
 from tests.integration.commands import start, train_in_process
 
 ROWS = ["prompted", "sysdpo_sampling", "sysdpo_psi1", "sysdpo_psi2", "separate_dpo", "sysdpo_direct"]
+ROWS += ["sysdpo_importance", "sysdpo_psi1_importance"]  # beyond the paper
 
 
 def finish(process: Any) -> str:
@@ -51,7 +52,8 @@ def test_every_row_has_its_figures_and_files(table: Path) -> None:
         assert {"x", "y", "z"} <= samples[0].keys()
         adapters = folder / "adapters"
         trained = {p.name for p in adapters.iterdir()} if adapters.exists() else set()
-        expected = {"prompted": set(), "sysdpo_psi1": {"psi1"}, "sysdpo_psi2": {"psi2"}}.get(row, {"psi1", "psi2"})
+        alone = {"sysdpo_psi1": {"psi1"}, "sysdpo_psi1_importance": {"psi1"}, "sysdpo_psi2": {"psi2"}}
+        expected = {"prompted": set(), **alone}.get(row, {"psi1", "psi2"})
         assert trained == expected, row
         for name in trained:
             assert PeftConfig.from_pretrained(str(adapters / name)).r == 16
@@ -61,13 +63,18 @@ def test_every_row_has_its_figures_and_files(table: Path) -> None:
 
 
 def test_losses_start_at_ln_2_and_are_logged_by_component(table: Path) -> None:
-    for row in ("sysdpo_sampling", "sysdpo_psi1", "sysdpo_psi2", "sysdpo_direct"):
+    for row in (r for r in ROWS if r not in ("prompted", "separate_dpo")):
         history = history_of(table / row / "seed=0")
         assert [line["step"] for line in history] == [1, 2, 3]
         assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
         for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm", "components/psi1/margin"):
             assert name in history[0], name
+        samples = [name for name in history[0] if name.startswith("sampling/")]
+        assert bool(samples) == (row != "sysdpo_direct"), row
+        for name in samples:
+            assert metrics_of(table / row / "seed=0")[name] == pytest.approx(sum(h[name] for h in history) / 3), name
     assert history_of(table / "sysdpo_psi1" / "seed=0")[2]["components/psi2/margin"] == 0.0
+    assert history_of(table / "sysdpo_psi1_importance" / "seed=0")[0]["grad_norm/psi1"] > 0
 
 
 def test_a_curve_over_training_starts_at_the_untrained_system_and_ends_at_the_figure(
@@ -103,7 +110,7 @@ def test_the_notebook_reads_the_runs(
             exec("".join(cell["source"]), names)
     printed = capsys.readouterr().out
     assert all(f"{row:16} seed 0" in printed for row in ROWS)
-    assert printed.count("before:") == 5
+    assert printed.count("before:") == len(ROWS) - 1
 
 
 def test_again_trains_nothing_and_a_changed_config_sets_the_old_run_aside(

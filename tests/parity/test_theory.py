@@ -11,25 +11,24 @@ import torch
 
 from sysdpo.errors import SettingError
 from sysdpo.reporting.theory import write_theory_report
-from sysdpo.tasks.theory import (
+from sysdpo.tasks.theory.alignment import (
     DRAFTS,
     WEIGHTS,
-    TheorySettings,
     align,
-    approximation_error,
     broken_support,
     check_joint_against_separate,
     check_perfect_alignment,
     full_support,
-    importance_log_marginal,
     least_loss,
-    log_marginal,
     perfection_error,
     preferences,
-    single,
     system_preferences,
-    two_stages,
 )
+from sysdpo.tasks.theory.approximation import approximation_error, importance_log_marginal
+from sysdpo.tasks.theory.estimators import _every, _pairs, error_by_samples, sampled_margin, signal_by_length
+from sysdpo.tasks.theory.rlhf import check_rlhf, maximise_rlhf
+from sysdpo.tasks.theory.settings import TheorySettings
+from sysdpo.tasks.theory.systems import log_marginal, single, two_stages
 from sysdpo.training.objectives import Direct
 
 
@@ -140,8 +139,63 @@ class TestImportanceWeights:
         assert abs(corrected.mean() - exact) < 0.5 * abs(plain.mean() - exact)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.5, 2])
+def test_the_maximum_of_rlhf_is_equation_10_and_perfect_from_a_uniform_reference(beta: float) -> None:
+    """From another reference the ratios are those of the reference times the oracle's, at every beta."""
+    for row in check_rlhf([beta], seed=0):
+        assert row["equation_10_error"] < 1e-8, row
+        assert row["objective_gap"] == pytest.approx(0.0, abs=1e-12)
+        assert (row["log_ratio_error"] < 1e-8) == (row["reference"] == "uniform"), row
+
+
+def test_rlhf_by_hand() -> None:
+    """Weights 1, 2, 4 from a uniform reference at beta 1: p = 1/7, 2/7, 4/7; reached from one model and DPO alike."""
+    system = single(["p"], ["a", "b", "c"])
+    maximise_rlhf(system, {"p": WEIGHTS["p"]}, 1.0)
+    assert log_marginal(system, 1).exp()[0].tolist() == pytest.approx([1 / 7, 2 / 7, 4 / 7])
+
+
+class TestEstimators:
+    SETTINGS = TheorySettings([1.0], [1, 2, 8, 64], drafts=64, lengths=[0, 32], repeats=40, seed=0)
+
+    def test_the_exact_margin_and_gradient_are_those_of_automatic_differentiation(self) -> None:
+        """Through the softmax of the logits themselves, in place of the score in closed form."""
+        prior, likelihood, reference = _pairs(self.SETTINGS)
+        exact = sampled_margin(prior, likelihood, reference, *_every(prior), False)
+        logits = prior.clone().requires_grad_()
+        policy = (logits.log_softmax(-1) + likelihood).logsumexp(-1) - reference.logsumexp(-1)
+        margin = policy[0] - policy[1]
+        (gradient,) = torch.autograd.grad(margin.sum(), logits)
+        assert torch.allclose(exact.margin.double(), margin.detach(), atol=1e-5)
+        assert torch.allclose(exact.gradient, gradient, atol=1e-5)
+        assert gradient.norm(dim=-1).min() > 0.05
+
+    def test_bias_and_variance_by_k(self) -> None:
+        found = {(row["method"], row["k"]): row for row in error_by_samples(self.SETTINGS)}
+        every = found["diverse_beam", 64]  # all values: nothing is left out
+        assert every["margin_bias"] < 1e-5
+        assert every["gradient_bias"] < 1e-5
+        for method in ("diverse_beam", "monte_carlo", "importance"):
+            assert found[method, 1]["gradient_share"] == pytest.approx(0.0, abs=1e-5)  # one sample has all the weight
+        bias = [found["importance", k]["margin_bias"] for k in (2, 8, 64)]
+        assert bias[0] > 2 * bias[1] > 2 * 2 * bias[2] * 0.5
+        scatter = [found["importance", k]["gradient_sd"] for k in (8, 64)]
+        assert scatter[1] == pytest.approx(scatter[0] * math.sqrt(8 / 64), rel=0.3)
+        assert found["importance", 64]["gradient_share"] == pytest.approx(1.0, abs=0.06)
+        assert found["importance", 64]["margin_bias"] < found["monte_carlo", 64]["margin_bias"]
+
+    def test_equation_9_loses_the_gradient_with_length_and_importance_weights_keep_it(self) -> None:
+        found = {(row["method"], row["length"]): row for row in signal_by_length(self.SETTINGS)}
+        assert found["importance", 32]["gradient_share"] == pytest.approx(
+            found["importance", 0]["gradient_share"], abs=0.12
+        )
+        assert found["monte_carlo", 32]["gradient_share"] < 0.5 * found["monte_carlo", 0]["gradient_share"]
+        assert found["monte_carlo", 32]["effective_samples"] < 1.5 < found["importance", 32]["effective_samples"]
+        assert found["monte_carlo", 32]["spread"] > 5 * found["monte_carlo", 0]["spread"]
+
+
 def test_error_of_equation_6_falls_with_k_and_ends_with_enumeration(tmp_path: Path) -> None:
-    settings = TheorySettings([1.0], [1, 4, 16], drafts=16, repeats=20, seed=0)
+    settings = TheorySettings([1.0], [1, 4, 16], drafts=16, lengths=[0, 16], repeats=20, seed=0)
     rows = approximation_error(settings)
     by_method = {m: [r for r in rows if r["method"] == m] for m in dict.fromkeys(r["method"] for r in rows)}
     beams = by_method["diverse_beam"]
@@ -155,6 +209,9 @@ def test_error_of_equation_6_falls_with_k_and_ends_with_enumeration(tmp_path: Pa
 
     content = {
         "perfect_alignment": check_perfect_alignment([1.0]),
+        "rlhf": check_rlhf([1.0], 0),
+        "estimators": error_by_samples(settings),
+        "draft_length": signal_by_length(settings),
         "joint_against_separate": [{"seed": 0, "untrained": 0.5, "separate": 0.5, "joint": 1.0}],
         "approximation": rows,
         "settings": {"drafts": 16},
@@ -162,7 +219,10 @@ def test_error_of_equation_6_falls_with_k_and_ends_with_enumeration(tmp_path: Pa
     (tmp_path / "table.json").write_text(json.dumps(content))
     text = write_theory_report(tmp_path).read_text()
     assert "| SysDPO-Direct, every (y, z) in the data |" in text
-    assert (tmp_path / "figures" / "approximation.png").stat().st_size > 10_000
+    assert "| RLHF (equation 7), two stages, uniform reference |" in text
+    for name in ("approximation", "estimators", "draft_length"):
+        assert f"figures/{name}.png" in text
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -172,8 +232,11 @@ def test_error_of_equation_6_falls_with_k_and_ends_with_enumeration(tmp_path: Pa
         ({"samples": [0]}, "samples"),
         ({"samples": [17]}, "drafts=16"),
         ({"repeats": 1}, "repeats=1"),
+        ({"lengths": [-1]}, "lengths"),
     ],
 )
 def test_refusals(changes: dict, part: str) -> None:
     with pytest.raises(SettingError, match=part):
-        TheorySettings(**{"betas": [1.0], "samples": [1], "drafts": 16, "repeats": 2, "seed": 0, **changes})
+        TheorySettings(
+            **{"betas": [1.0], "samples": [1], "drafts": 16, "lengths": [0], "repeats": 2, "seed": 0, **changes}
+        )

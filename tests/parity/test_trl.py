@@ -1,6 +1,7 @@
 """A system of one component is plain DPO: loss, rewards and gradients against TRL's own trainer on the same batch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,22 @@ def test_separate_dpo_leaves_the_component_as_it_was_but_trained(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("interrupted", "kept"), [(("psi1", 1), 0), (("psi1", 3), 2), (("psi2", 1), 4), (("psi2", 3), 6)]
+    ("steps", "interrupted", "kept"),
+    [
+        (4, ("psi1", 1), 0),
+        (4, ("psi1", 3), 2),
+        (4, ("psi2", 1), 4),
+        (4, ("psi2", 3), 6),
+        (3, ("psi2", 1), 3),  # no whole number of epochs: TRL would begin another for a component that is done
+        (3, ("psi2", 3), 5),
+    ],
 )
 def test_separate_dpo_goes_on_where_it_stopped(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interrupted: tuple[str, int], kept: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steps: int, interrupted: tuple[str, int], kept: int
 ) -> None:
     """Killed before the first checkpoint, after it, and likewise when the first component is done."""
     settings = TrainingSettings(
-        steps=4, batch_size=4, micro_batch_size=2, learning_rate=1e-2, beta=0.1, checkpoint_every=2
+        steps=steps, batch_size=4, micro_batch_size=2, learning_rate=1e-2, beta=0.1, checkpoint_every=2
     )
 
     def train(folder: Path) -> tuple[dict[str, Tensor], list[Any]]:
@@ -178,7 +187,7 @@ def test_separate_dpo_goes_on_where_it_stopped(
     assert [line[2] for line in again] == pytest.approx([line[2] for line in logged], abs=1e-6)
     for name, value in weights.items():
         assert torch.allclose(value, expected[name], atol=1e-6), name
-    assert len(started) - before == 8 - kept  # only what no checkpoint holds is done again
+    assert len(started) - before == 2 * steps - kept  # only what no checkpoint holds is done again
 
 
 @pytest.mark.parametrize(
@@ -194,3 +203,40 @@ def test_separate_dpo_refuses_what_trl_would_do_otherwise(tmp_path: Path, change
     system = make_two_llm()
     with pytest.raises(SettingError, match=part):
         train_separately(system, make_pairs_for(system, 2), TrainingSettings(**(defaults | changes)), tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["optimizer.pt", "adapter_model.safetensors", "trainer_state.json", "stage.json"])
+def test_a_damaged_checkpoint_of_trl_is_passed_over(tmp_path: Path, harm: str) -> None:
+    """Without its optimizer TRL would go on, to other weights."""
+    settings = TrainingSettings(
+        steps=3, batch_size=4, micro_batch_size=4, learning_rate=1e-2, beta=0.1, checkpoint_every=1
+    )
+
+    def train(folder: Path, **changes: Any) -> dict[str, Tensor]:
+        folder.mkdir(exist_ok=True)
+        system = make_two_llm()
+        train_separately(system, make_pairs_for(system, 6), replace(settings, **changes), folder)
+        return {n: p.detach().clone() for n, p in system.named_parameters() if p.requires_grad}
+
+    expected = train(tmp_path / "whole")
+    train(tmp_path / "harmed", steps=2)
+    (tmp_path / "harmed" / "checkpoints" / "psi1" / "checkpoint-2" / harm).unlink()
+    (tmp_path / "harmed" / "metrics.jsonl").unlink()
+    weights = train(tmp_path / "harmed")
+    assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in weights.items())
+    lines = [json.loads(line) for line in (tmp_path / "harmed" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["component"], line["step"]) for line in lines] == [
+        (c, s) for c in ("psi1", "psi2") for s in (1, 2, 3)
+    ]
+    with pytest.raises(SettingError, match=r"another training.beta \(0.1, here 0.5\)"):
+        train(tmp_path / "harmed", beta=0.5)
+
+
+def test_separate_dpo_names_the_row_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    system = make_two_llm()
+    target = next(p for p in system.component("psi2").parameters() if p.requires_grad)
+    settings = TrainingSettings(steps=2, batch_size=1, micro_batch_size=1, learning_rate=1e-2, beta=0.1)
+    with torch.no_grad():
+        target.fill_(torch.nan)
+    with pytest.raises(SettingError, match=r"step 1: the loss is not finite \(component psi2, row \d of the data\)"):
+        train_separately(system, make_pairs_for(system, 2), settings, tmp_path)

@@ -1,4 +1,4 @@
-"""What a benchmark is made of: made-up rows, tokens that stay as many, a gauge of memory, and what is refused."""
+"""What a benchmark is made of: made-up rows, tokens that stay as many, readings of memory, and what is refused."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from sysdpo.benchmark.readings import FORGET, Memory
+from sysdpo.benchmark.table import benchmark
 from sysdpo.components.text.codec import byte_tokenizer
 from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
-from sysdpo.planning.benchmark import benchmark
-from sysdpo.planning.gauge import FORGET, Memory
-from sysdpo.planning.made_up import MadeUp
+from sysdpo.planning.workload import Workload
 from tests.composed import SYSTEMS, build
 
 
@@ -36,7 +36,7 @@ def test_what_a_large_random_model_samples_has_as_many_tokens_when_it_is_read_ag
 def test_rows_are_made_up_for_every_system(name: str) -> None:
     """All of them can be scored, none twice the same; texts have the tokens asked for."""
     system = build(name)
-    made = MadeUp(system, prompt=30, text=9, elements=3)
+    made = Workload(system, prompt=30, text=9, elements=3)
     pairs = made.pairs(4)
     rows = [pair.row(side) for pair in pairs for side in ("chosen", "rejected")]
     system.check_rows(rows)
@@ -46,7 +46,7 @@ def test_rows_are_made_up_for_every_system(name: str) -> None:
 
 
 @pytest.mark.skipif(not Path(FORGET).exists(), reason="this system does not tell")
-def test_the_gauge_sees_what_was_given_back() -> None:
+def test_the_readings_show_what_was_given_back() -> None:
     memory = Memory()
     size = 200 * 2**20
     before = memory.now()

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from sysdpo.errors import SettingError
+from sysdpo.tasks.mini.instructions import make_instructions as mini_instructions
 from sysdpo.tasks.verifiable.checks import CHECKS
 from sysdpo.tasks.verifiable.families import oracle
 from sysdpo.tasks.verifiable.instructions import FAMILIES, PHRASINGS, POOLS
@@ -247,6 +248,18 @@ def test_a_cut_off_answer_is_worth_less_than_the_same_answer_finished() -> None:
         ("wrapped", {"left": '"', "right": '"'}, "“The Sea”", 1.0),
         ("wrapped", {"left": '"', "right": '"'}, 'Call it "The Sea"', 0.5),
         ("wrapped", {"left": '"', "right": '"'}, '""', 0.0),
+        ("separated", {"mark": ";", "n": 3}, "ant; bee; cow", 1.0),
+        ("separated", {"mark": "/", "n": 3}, "so ant / bee cow", 0.5),  # one gap of two
+        ("separated", {"mark": ";", "n": 3}, "ant ; bee , cow", 0.25),  # one of two, and half of what stands there
+        ("separated", {"mark": ";", "n": 2}, "ant ; bee ; cow", 0.5),
+        ("separated", {"mark": ";", "n": 2}, "; ant bee ;", 0.0),
+        ("picks", {"known": ["ant", "bee", "cow"], "n": 2, "others": []}, "bee ant", 1.0),
+        ("picks", {"known": ["ant", "bee", "cow"], "n": 2, "others": ["done"]}, "BEE done", 0.5),
+        ("picks", {"known": ["ant", "bee", "cow"], "n": 2, "others": []}, "bee bee", 1 / 3),  # one, and one too many
+        ("picks", {"known": ["ant", "bee", "cow"], "n": 2, "others": ["done"]}, "ant bee cow done done", 0.5),
+        ("sequence", {"wanted": ["ant", "bee", "cow"], "others": []}, "ant cow bee", 2 / 3),
+        ("sequence", {"wanted": ["ant", "bee"], "others": ["so"]}, "so dog ant owl bee", 0.5),
+        ("sequence", {"wanted": ["ant", "bee"], "others": []}, "", 0.0),
         ("on_subject", {"stems": ["bee"]}, "It has been a beer.", 0.1),
         ("on_subject", {"stems": ["garden"]}, "Gardening is fun.", 1.0),
         ("members", {"known": ["red", "blue", "pink"], "n": 4}, "red, red, mauve", 0.55),  # 0.1 + 0.9 * 1 / 2
@@ -268,6 +281,7 @@ def test_checks_by_hand(check: str, arguments: dict[str, object], answer: str, v
 
 def test_every_check_is_tested_by_hand_and_used_by_a_family() -> None:
     used = {name for prompt in GOOD for name in explain(oracle_of(prompt), "x")}
+    used |= {name for row in mini_instructions("train", 100, seed=0) for name in explain(row["oracle"], "x")}
     assert used == set(CHECKS)
 
 

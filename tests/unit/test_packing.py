@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 from sysdpo.components.text.codec import Prompt, TextCodec, byte_tokenizer
-from sysdpo.components.text.packing import Completion, pack
+from sysdpo.components.text.packing import Completion, MaskFunction, pack
 from sysdpo.errors import SettingError
 
 FIRST = Completion((7, 8), (1, 2, 3))
@@ -25,19 +26,38 @@ def test_layout_by_hand() -> None:
     assert packed.num_completions == 3
 
 
+def seen(own: MaskFunction) -> list[list[list[int]]]:
+    """The keys that each query of each sequence of a pack of three completions sees, under a model's own mask."""
+    packed = pack([FIRST, SECOND, OTHER], share_prefix=True, pad_token_id=0)
+    visible = packed.mask_function(own)
+    index = [torch.tensor(i) for i in range(6)]
+    return [
+        [[k for k in range(6) if visible(index[s], index[0], index[q], index[k])] for q in range(6)] for s in (0, 1)
+    ]
+
+
 def test_a_completion_sees_its_prompt_and_itself_only() -> None:
-    mask = pack([FIRST, SECOND, OTHER], share_prefix=True, pad_token_id=0).attention_mask(torch.float32)
-    assert mask is not None
-    seen = [[k for k in range(6) if mask[0, 0, q, k] == 0] for q in range(6)]
-    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 5]]
-    assert torch.isfinite(mask).all()
-    assert (mask == 0).any(-1).all()  # no position sees nothing: its softmax would be NaN
+    first, second = seen(causal_mask_function)  # type: ignore[arg-type]
+    assert first == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 5]]
+    assert second[:3] == [[0], [0, 1], [0, 1, 2]]
+    assert all(second)  # no position sees nothing, padding neither: its softmax would be NaN
+
+
+def test_a_sliding_window_slides_over_positions_not_over_the_sequence() -> None:
+    """Of two tokens: the second completion, position 2, sees position 1 of the prompt although it lies four back."""
+    first, _ = seen(sliding_window_causal_mask_function(2))  # type: ignore[arg-type]
+    assert first == [[0], [0, 1], [1, 2], [2, 3], [3, 4], [1, 5]]
+
+
+def test_without_sharing_nothing_but_the_tokens_is_passed() -> None:
+    packed = pack([FIRST, SECOND], share_prefix=False, pad_token_id=0)
+    assert list(packed.arguments(None)) == ["input_ids"]  # type: ignore[arg-type]
 
 
 def test_without_sharing_every_completion_has_a_sequence_and_needs_no_mask() -> None:
     packed = pack([FIRST, SECOND], share_prefix=False, pad_token_id=0)
     assert packed.input_ids.tolist() == [[7, 8, 1, 2, 3], [7, 8, 4, 0, 0]]
-    assert packed.attention_mask(torch.float32) is None
+    assert not packed.shares_prefix
 
 
 def codec(max_new_tokens: int = 4, max_length: int | None = None, prompt: Prompt | None = None) -> TextCodec:

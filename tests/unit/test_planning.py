@@ -18,7 +18,8 @@ from sysdpo.planning.hardware import gpu
 from sysdpo.planning.meter import Meter, shapes
 from sysdpo.planning.missing import missing
 from sysdpo.planning.phases import count
-from sysdpo.planning.probes import Step, Texts, decoding, frozen_copies, parts, training_step
+from sysdpo.planning.rehearsal import Update, rehearse_drawing, rehearse_update
+from sysdpo.planning.workload import Workload
 from sysdpo.sampling.decoding import next_token_logits
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.objectives import Direct
@@ -60,13 +61,13 @@ def test_parameters_and_bytes_are_those_of_the_real_system(overrides: list[str])
         system.train_only(list(system.components))
     for name in real.components:
         expected, part = [], count(planned.component(name))
-        for network in parts(real.component(name)).values():
+        for network in real.component(name).networks().values():
             expected += list(network.parameters())
         assert part.parameters == sum(p.numel() for p in expected), name
         assert part.trainable == sum(p.numel() for p in expected if p.requires_grad), name
-        buffers = [b for network in parts(real.component(name)).values() for b in network.buffers()]
+        buffers = [b for network in real.component(name).networks().values() for b in network.buffers()]
         assert part.weight_bytes == sum(t.numel() * t.element_size() for t in (*expected, *buffers)), name
-        copies = [p for network in frozen_copies(real.component(name)) for p in network.parameters()]
+        copies = [p for network in real.component(name).frozen_copies() for p in network.parameters()]
         assert part.reference_bytes == sum(p.numel() * p.element_size() for p in copies), name
     assert not any(p.device.type != "meta" for p in planned.parameters())
 
@@ -99,7 +100,7 @@ def peak_allocated(work: Any) -> int:
     return peak
 
 
-class Update:
+class RealUpdate:
     """One real update of two components on three pairs of equal lengths, and what a plan is told of it."""
 
     def __init__(self, *overrides: str, checkpointing: bool) -> None:
@@ -111,12 +112,6 @@ class Update:
             Pair(i, {"x": f"{i}" * 60}, *({"y": side * 50, "z": side.upper() * 50} for side in ("abc"[i], "def"[i])))
             for i in range(3)
         ]
-        row = self.pairs[0].row("chosen")
-        psi1, psi2 = (self.system.component(name).codec for name in ("psi1", "psi2"))  # type: ignore[union-attr]
-        self.asked: dict[tuple[str, str], Texts | int] = {
-            ("y", "psi1"): Texts(1, len(psi1.prompt_ids({"x": row["x"]})), 2, len(psi1.completion_ids(row["y"]))),
-            ("z", "psi2"): Texts(2, len(psi2.prompt_ids(row)), 1, len(psi2.completion_ids(row["z"]))),
-        }
         self()  # tokenizers and lazy parts; gradients are in place from here on
         self.gradients = sum(p.grad.nbytes for p in self.system.parameters() if p.grad is not None)
 
@@ -124,13 +119,17 @@ class Update:
         margin = Direct().compare(self.system, self.pairs, [0, 1, 2]).margin
         preference_loss(margin, 0.1).sum().backward()
 
-    def planned(self) -> Step:
-        return training_step(shapes_of(self.config), self.asked, ["psi1", "psi2"], pairs=3, joint_samples=0)
+    def planned(self) -> Update:
+        shaped = shapes_of(self.config)
+        for name, parents in {"psi1": {"x": ""}, "psi2": {"x": "", "y": ""}}.items():
+            frame = self.system.component(name).prompt_tokens(parents)
+            shaped.component(name).rehearse(frame, 50 + 1)  # one token a byte, and the end token
+        return rehearse_update(shaped, Direct(), Workload(shaped, prompt=60, text=50, elements=1), 3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_plan_lies_on_the_safe_side_of_a_real_update_by_at_most_fifteen_percent(checkpointing: bool) -> None:
-    update = Update(checkpointing=checkpointing)
+    update = RealUpdate(checkpointing=checkpointing)
     real = peak_allocated(update) + update.gradients
     planned = update.planned()
     assert real <= planned.peak <= 1.15 * real
@@ -145,7 +144,7 @@ def test_the_plan_lies_on_the_safe_side_of_a_real_update_by_at_most_fifteen_perc
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_on_a_gpu_is_within_a_fifth(checkpointing: bool) -> None:
-    update = Update("device=cuda", checkpointing=checkpointing)
+    update = RealUpdate("device=cuda", checkpointing=checkpointing)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     update()
@@ -154,14 +153,14 @@ def test_the_peak_on_a_gpu_is_within_a_fifth(checkpointing: bool) -> None:
 
 
 def test_the_cache_of_a_real_generation_has_the_planned_bytes() -> None:
-    config = composed("experiment=table2", *WIDE)
+    config = composed("experiment=table2", "max_new_tokens=10", *WIDE)
     real = build_system(config).component("psi1")
     ids = torch.zeros(3, 29, dtype=torch.long)
     with torch.no_grad():
         _, cache = next_token_logits(real.causal_lm, ids, torch.ones_like(ids), torch.arange(29).expand(3, -1))  # type: ignore[union-attr]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert held == 2 * 3 * 3 * 2 * (128 // 4) * 29 * 4  # keys and values, layers, texts, heads, width, tokens, fp32
-    planned = decoding(shapes_of(config).component("psi1"), texts=3, prompt_tokens=20, new_tokens=10)  # type: ignore[arg-type]
+    planned = rehearse_drawing(shapes_of(config).component("psi1"), 3, prompt=20)
     assert planned.cache == pytest.approx(held, rel=0.02)  # masks and positions beside it
     assert planned.peak > planned.cache
 
@@ -229,7 +228,7 @@ def test_choices_and_tools_have_a_plan(system: str) -> None:
 
 
 def test_images_are_counted_as_the_data_builder_makes_them() -> None:
-    plan = make_plan(composed("experiment=table1", "method=before", "dataset.pairs_per_prompt=2", "sizes.samples=3"))
+    plan = make_plan(composed("experiment=table1", "method=before", "dataset.pairs_per_prompt=2", "dataset.samples=3"))
     # twelve attributes of the scene scorer, one prompt each, the two widest of three gaps, two sides, three images
     assert plan.disk["image pairs"] == pytest.approx(12 * 2 * 2 * 3 * 32 * 32 * 1.6)
     [drawn] = [phase for phase in plan.phases if phase.name == "make data: z"]

@@ -17,7 +17,6 @@ from sysdpo.data import storage
 from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, save_rows
 from sysdpo.errors import SettingError
-from sysdpo.planning.probes import frozen_copies
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
@@ -61,6 +60,23 @@ def test_evaluation_shares_no_place_and_attribute_with_training() -> None:
         styles = [p.style for p in train if p.attribute == attribute]
         assert {styles.count(s) for s in styles} == {4}
     assert make_prompts(["fog"], PLACES, 3, 3, seed=0)[0] == make_prompts(["fog", "ice"], PLACES, 3, 3, seed=0)[0][:3]
+
+
+def test_half_of_the_places_can_be_held_out() -> None:
+    places = [*PLACES, "city street"]
+    train, evaluation = make_prompts(["fog", "ice"], places, 16, 16, seed=0, held_out_places=2)
+    for attribute in ("fog", "ice"):
+        seen, unseen = ({p.place for p in prompts if p.attribute == attribute} for prompts in (train, evaluation))
+        assert (len(seen), len(unseen), seen | unseen) == (2, 2, set(places))
+    # a third of four places is one: what None takes, in the same order of chance
+    third = make_prompts(["fog"], places, 8, 8, seed=0)[1]
+    assert third == make_prompts(["fog"], places, 8, 8, seed=0, held_out_places=1)[1]
+
+
+@pytest.mark.parametrize("held_out", [0, 3, -1])
+def test_every_attribute_needs_places_on_both_sides(held_out: int) -> None:
+    with pytest.raises(SettingError, match=f"held_out_places={held_out}.*less than the 3 places"):
+        make_prompts(["fog"], PLACES, 1, 1, seed=0, held_out_places=held_out)
 
 
 def test_the_forty_attributes_are_those_of_the_regressor() -> None:
@@ -176,7 +192,7 @@ def test_a_model_that_only_draws_pairs_keeps_no_second_copy() -> None:
     system = progression._with_images_from(make_llm_diffusion(), lambda: drawer)
     assert system.component("diffusion") is drawer
     assert "diffusion" not in system.trainable
-    assert frozen_copies(drawer) == []
+    assert drawer.frozen_copies() == []
 
 
 def test_unparsed_texts_are_kept_and_rejected(tmp_path: Path) -> None:

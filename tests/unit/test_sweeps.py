@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import itertools
 import json
 import os
 import shlex
@@ -20,24 +21,24 @@ from PIL import Image
 
 from sysdpo.cli.command import command
 from sysdpo.cli.failures import explain
-from sysdpo.cli.multirun import Plan, plan
+from sysdpo.cli.multirun import Multirun, multirun
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
 from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep, summarise
 from sysdpo.runs.folder import RunFolder, write_json
 from sysdpo.runs.json_log import JsonLogger
-from tests.unit.test_reporting import FIGURES, POOLED, PREFERENCES, write_run
+from tests.unit.test_reporting import FIGURES, NUMBERS, POOLED, write_run
 
 ROWS = ("method=prompted,sysdpo_sampling",)
 
 
-def planned(*given: str, grids: tuple[tuple[str, ...], ...] = (), name: str | None = None) -> Plan:
+def planned(*given: str, grids: tuple[tuple[str, ...], ...] = (), name: str | None = None) -> Multirun:
     parse = OverridesParser.create().parse_overrides
-    return plan(parse(list(given)), [parse(list(g)) for g in grids], parse(list(ROWS)), name, "wandb")
+    return multirun(parse(list(given)), [parse(list(g)) for g in grids], parse(list(ROWS)), name, "wandb")
 
 
-def names(found: Plan) -> list[str]:
+def names(found: Multirun) -> list[str]:
     return [job.name for job in found.jobs]
 
 
@@ -169,6 +170,7 @@ def test_ready_made_sweeps_are_the_paper_s(run: Callable[..., int]) -> None:
         "diversity_penalty": 4,
         "strategies": 3,
         "single_sample": 3,
+        "estimators": 12,
     }
     for name, count in expected.items():
         seen.clear()
@@ -185,6 +187,10 @@ def test_ready_made_sweeps_are_the_paper_s(run: Callable[..., int]) -> None:
             assert [c.sampler.draw.diversity_penalty for c in seen] == [0, 1, 10, 20]
         if name == "strategies":
             assert values == [("DiverseBeam", 2, None), ("MonteCarlo", 2, 4), ("MonteCarlo", 2, None)]
+        if name == "estimators":
+            assert {(c.method.name, c.objective.estimator, c.sampler.k) for c in seen} == set(
+                itertools.product(("sysdpo_sampling", "sysdpo_psi1"), ("sum", "importance"), (2, 4, 8))
+            )
         if name == "single_sample":
             assert values[0] == ("MonteCarlo", 1, None)
     seen.clear()
@@ -203,6 +209,17 @@ def a_sweep(folder: Path, axes: dict[str, str], values: dict[tuple[str, ...], fl
             jobs.append({"name": name, "values": found, "folder": str(folder / name), "error": None})
     content = {"name": "s", "experiment": "e", "scale": "t", "metrics": {"wr": "Win rate"}, "axes": axes, "jobs": jobs}
     write_json(folder / "sweep.json", content)
+
+
+def test_the_summary_has_what_the_runs_say_of_their_samples(tmp_path: Path) -> None:
+    a_sweep(tmp_path, {"k": "k"}, {("2",): 50, ("4",): 51})
+    told = {"sampling/effective_samples": 1.5, "grad_norm/psi1": 0.25}
+    write_json(tmp_path / "4-0" / "metrics.json", {"method": "m", "seed": 0, **told})
+    summarise(tmp_path)
+    with (tmp_path / "summary.csv").open() as file:
+        rows = {row["k"]: row for row in csv.DictReader(file)}
+    assert (rows["4"]["sampling/effective_samples"], rows["4"]["grad_norm/psi1"]) == ("1.5", "0.25")
+    assert (rows["2"]["sampling/effective_samples"], rows["2"]["grad_norm/psi1"]) == ("", "")
 
 
 def texts(folder: Path) -> list[str]:
@@ -258,7 +275,7 @@ def test_error_bars_are_the_table_s(tmp_path: Path) -> None:
     jobs = []
     for k in ("2", "4"):
         for seed in (0, 1):
-            run = write_run(tmp_path / k, "ours", seed, PREFERENCES[seed], FIGURES[seed])
+            run = write_run(tmp_path / k, "ours", seed, NUMBERS[seed], FIGURES[seed])
             jobs.append({"name": f"{k}-{seed}", "values": {"k": k}, "folder": str(run), "error": None})
     content = {"name": "s", "experiment": "e", "scale": "t", "metrics": {"rate": "Rate"}, "axes": {"k": "k"}}
     write_json(tmp_path / "sweep.json", {**content, "jobs": jobs})

@@ -10,11 +10,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.errors import SettingError
-from sysdpo.experiment.build import build_system
+from sysdpo.experiment.build import build_system, made_data
 from sysdpo.tasks.progression.scorers.transient import ATTRIBUTES
 from sysdpo.training.objectives import Direct
 from tests.image_systems import CLIP, LLAMA, UNET, VAE, XL
 
+SMALL = {"prompts_per_attribute": 1, "evaluation_prompts_per_attribute": 1, "samples": 3, "validation": 0}
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TINY_RESNET = "{embedding_size: 4, hidden_sizes: [4, 4, 4, 4], depths: [1, 1, 1, 1], layer_type: basic}"
 
@@ -24,7 +25,7 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", ["experiment=table1", *overrides])
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "mini", "laptop", "paper"])
 @pytest.mark.parametrize("method", ["sysdpo_direct", "before", "best_of_n", "only_llm", "only_diffusion"])
 def test_every_row_composes_at_every_scale(scale: str, method: str) -> None:
     config = composed(f"scale={scale}", f"method={method}", *(["scorer.folder=null"] if scale == "paper" else []))
@@ -44,6 +45,22 @@ def test_the_paper_trains_sd15_on_pairs_that_sdxl_draws() -> None:
     assert 40 * config.dataset.prompts_per_attribute * 6 == 6_000
 
 
+def test_the_miniature_trains_its_weak_scene_model_on_pairs_that_the_strong_one_draws() -> None:
+    config = composed("scale=mini")
+    assert config.system.components.diffusion.model.pretrained == "mini_scene_weak"
+    assert config.dataset.generator.pretrained == "mini_scene_strong"
+    assert config.captioner.pretrained == "mini_captioner"
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_pairs_that_another_model_draws_are_the_same_under_every_seed_and_beta(scale: str) -> None:
+    null = ["scorer.folder=null"] if scale == "paper" else []
+    made = made_data(composed(f"scale={scale}", *null))
+    assert made == made_data(composed(f"scale={scale}", *null, "seed=1", "beta=0.5"))
+    assert made != made_data(composed(f"scale={scale}", *null, "dataset.generator.num_inference_steps=9"))
+    assert made != made_data(composed(f"scale={scale}", *null, "dataset.seed=1"))
+
+
 def test_the_paper_s_classes_with_tiny_random_weights(tmp_path: Path) -> None:
     config = composed(
         "scale=paper",
@@ -53,7 +70,7 @@ def test_the_paper_s_classes_with_tiny_random_weights(tmp_path: Path) -> None:
         "scorer.folder=null",
         f"scorer.architecture={TINY_RESNET}",
         "dataset.attributes=[bright, cold]",
-        "sizes={prompts_per_attribute: 1, evaluation_prompts_per_attribute: 1, samples: 3, validation: 0}",
+        *[f"dataset.{key}={n}" for key, n in SMALL.items()],
         "dataset.min_gap=0",
     )
     shape = {"text_encoders": [CLIP], "vae": VAE, "scheduler": {"clip_sample": False}}

@@ -12,6 +12,7 @@ import torch
 
 from sysdpo.components.tabular import Tabular
 from sysdpo.errors import SettingError
+from sysdpo.experiment.run import sampling_means
 from sysdpo.graph import SystemGraph
 from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, Any] = {
     "beams": Sampling(SamplingStrategy(2, DiverseBeam(diversity_penalty=10.0))),
     "monte_carlo": Sampling(SamplingStrategy(2, MonteCarlo())),
     "contrastive": Sampling(SamplingStrategy(2, MonteCarlo(), candidates=4)),
+    "importance": Sampling(SamplingStrategy(2, MonteCarlo(distinct=False)), "importance"),
 }
 on_every_system = pytest.mark.parametrize("make", SYSTEMS.values(), ids=SYSTEMS.keys())
 with_every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
@@ -248,7 +250,7 @@ class TestDraws:
             build()
 
 
-@pytest.mark.parametrize("objective", [OBJECTIVES["direct"], OBJECTIVES["beams"], OBJECTIVES["monte_carlo"]])
+@pytest.mark.parametrize("objective", [OBJECTIVES[name] for name in ("direct", "beams", "monte_carlo", "importance")])
 def test_accumulation_1x8_equals_8x1(objective: Any, tmp_path: Path) -> None:
     runs = []
     for micro in (8, 3, 1):
@@ -266,7 +268,7 @@ def test_accumulation_1x8_equals_8x1(objective: Any, tmp_path: Path) -> None:
             assert torch.allclose(value, runs[0][1][name], atol=5e-4), name
 
 
-@pytest.mark.parametrize("objective", [OBJECTIVES["direct"], OBJECTIVES["beams"], OBJECTIVES["monte_carlo"]])
+@pytest.mark.parametrize("objective", [OBJECTIVES[name] for name in ("direct", "beams", "monte_carlo", "importance")])
 def test_a_run_stopped_at_step_k_goes_on_as_if_it_had_not(
     objective: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +382,27 @@ class Scripted:
         return Comparison(margin, compared.chosen, compared.rejected, compared.fit)
 
 
+def test_the_log_tells_what_the_samples_were_worth(tmp_path: Path) -> None:
+    """Means over the pairs of every update, and over the updates in the end; Direct has no samples."""
+    system = make_two_llm()
+    pairs = make_pairs_for(system, 4)
+    rows = train(system, pairs, tmp_path / "sum", OBJECTIVES["beams"], steps=2, micro_batch_size=3, beta=1.0)
+    with torch.no_grad():
+        trained = OBJECTIVES["beams"].compare(make_two_llm(), pairs, [p.index for p in pairs])
+    first = rows[0]
+    for name in ("effective_samples", "effective_samples_chosen", "effective_samples_rejected", "total_variation"):
+        assert first[f"sampling/{name}"] == pytest.approx(float(trained.sampling[name].mean()), abs=1e-5), name
+    sides = first["sampling/effective_samples_chosen"] + first["sampling/effective_samples_rejected"]
+    assert first["sampling/effective_samples"] == pytest.approx(sides / 2)
+    assert 1 <= first["sampling/effective_samples"] <= 2
+    assert 0 <= first["sampling/total_variation"] <= 1
+    means = sampling_means(rows)
+    assert means["sampling/total_variation"] == pytest.approx(sum(r["sampling/total_variation"] for r in rows) / 2)
+    assert means["grad_norm/psi1"] == pytest.approx(sum(r["grad_norm/psi1"] for r in rows) / 2)
+    assert not any("validation" in name or name == "grad_norm" for name in means)
+    assert sampling_means(train(system, pairs, tmp_path / "direct", steps=1)) == {}
+
+
 def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"validate_every": 1, "patience": 2, "steps": 6, "checkpoint_every": 1}
     system = make_two_llm()
@@ -435,7 +458,7 @@ class TestCheckpoints:
             with pytest.raises(KeyboardInterrupt):
                 write_checkpoint(tmp_path, {"step": 2})
         assert read_checkpoint(tmp_path) == {"step": 1}
-        write_checkpoint(tmp_path, {"step": 3})
+        write_checkpoint(tmp_path, {"step": 3}, keep=1)
         assert read_checkpoint(tmp_path) == {"step": 3}
         assert len(list(tmp_path.iterdir())) == 1
 
@@ -484,5 +507,5 @@ def test_a_gradient_that_is_not_finite_is_an_error_not_a_ruined_model(tmp_path: 
     pairs = make_pairs_for(system, 2)
     with torch.no_grad():
         next(p for p in system.parameters() if p.requires_grad).fill_(torch.inf)
-    with pytest.raises(SettingError, match="step 1: the gradient is not finite"):
+    with pytest.raises(SettingError, match=r"step 1: the loss is not finite \(component psi1, row 1, 2 of"):
         train(system, pairs, tmp_path)

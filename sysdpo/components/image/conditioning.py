@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Features = dict[str, Tensor]
@@ -16,7 +17,16 @@ BATCH = 64
 
 
 class CaptionEncoder(Protocol):
+    @property
+    def length(self) -> int:
+        """Tokens of a caption's hidden states."""
+        ...
+
     def encode(self, captions: Sequence[str]) -> list[Features]: ...
+
+    def networks(self) -> dict[str, nn.Module]:
+        """By name."""
+        ...
 
 
 class HiddenStates:
@@ -32,6 +42,13 @@ class HiddenStates:
     ) -> None:
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.max_length, self.prefix = max_length, prefix
+
+    @property
+    def length(self) -> int:
+        return self.max_length
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"text_encoder_1": self.model}
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Features]:
@@ -65,6 +82,13 @@ class Clip:
     def __init__(self, encoders: Sequence[tuple[PreTrainedTokenizerBase, PreTrainedModel]], image_size: int) -> None:
         self.encoders = [(tokenizer, model.requires_grad_(False).eval()) for tokenizer, model in encoders]
         self.image_size = image_size
+
+    @property
+    def length(self) -> int:
+        return int(self.encoders[0][1].config.max_position_embeddings)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {f"text_encoder_{i}": model for i, (_, model) in enumerate(self.encoders, 1)}
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Features]:
@@ -109,3 +133,17 @@ class CachedCaptions:
         kwargs: dict[str, Any] = {key: stacked[key] for key in CONDITIONS if key in stacked}
         added = {key: value for key, value in stacked.items() if key not in CONDITIONS}
         return {**kwargs, "added_cond_kwargs": added} if added else kwargs
+
+
+def made_up_conditions(unet: UNet2DConditionModel, captions: int, encoder: CaptionEncoder) -> dict[str, Any]:
+    """What that many captions become for the UNet, by its own config; the values are arbitrary."""
+    config: Any = unet.config
+    hidden = torch.empty(captions, encoder.length, config.cross_attention_dim, dtype=unet.dtype)
+    if config.addition_embed_type != "text_time":
+        return {"encoder_hidden_states": hidden}
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    added = {
+        "text_embeds": torch.empty(captions, pooled, dtype=unet.dtype),
+        "time_ids": torch.empty(captions, 6, dtype=unet.dtype),
+    }
+    return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
@@ -14,11 +14,12 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
-from sysdpo.components.base import Component, Parents, TokenSampler, Value
-from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder
+from sysdpo.components.base import Component, Parents, Stage, TokenSampler, Value
+from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder, made_up_conditions
 from sysdpo.components.image.denoising import Bound, mean_by_name
 from sysdpo.components.image.pixels import Codec, to_pixels
-from sysdpo.components.text.pretrained import lora_config, shapes_only
+from sysdpo.components.text.lora import lora_config
+from sysdpo.components.text.pretrained import shapes_only
 from sysdpo.errors import SettingError
 from sysdpo.losses import denoising_log_ratio
 
@@ -68,6 +69,7 @@ class Diffusion(Component):
         self.has_lora = lora is not None
         self._frozen_copy: list[UNet2DConditionModel] = []  # in a list: no submodule, so never trained or saved
         self._in_reference = False
+        self._rehearsing = False
         self._observed: dict[str, list[float]] = {}
         if lora is not None:
             _add_lora(unet, lora, seed)
@@ -158,8 +160,7 @@ class Diffusion(Component):
         if noise is None:
             raise SettingError("the bound on a diffusion model's log-ratio needs one noise seed a row.")
         draws, device = self.bound.draws, self.unet.device
-        pixels = torch.stack([to_pixels(value, self.codec.image_size) for value in values])
-        latents = self.codec.encode(pixels).to(device).repeat_interleave(draws, 0)  # [B * draws, C, h, w]
+        latents = self._latents(values).to(device).repeat_interleave(draws, 0)  # [B * draws, C, h, w]
         steps = int(self.scheduler.config.num_train_timesteps)
         drawn = [_draw(seed, draws, steps, self.codec.latent_shape) for seed in noise]
         t = torch.cat([t for t, _ in drawn]).to(device)
@@ -205,9 +206,58 @@ class Diffusion(Component):
         of_unet = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
         set_peft_model_state_dict(self.unet, convert_unet_state_dict_to_peft(of_unet))
 
+    # ---- what a plan and a benchmark ask: latents and features of captions are remembered, so they cost nothing ----
+
+    @property
+    def unit(self) -> Literal["images"]:
+        return "images"
+
+    @property
+    def most_at_once(self) -> int:
+        return self.batch_size
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {"unet": self.unet, **self.codec.networks(), **self.captions.encoder.networks()}
+
+    def frozen_copies(self) -> list[torch.nn.Module]:
+        return list(self._frozen_copy)
+
+    def amount(self, value: Value) -> int:
+        return 1
+
+    def made_up_value(self, key: int, tokens: int) -> Value:
+        """Noise, [3, H, W] in [0, 1]; in a rehearsal nobody looks at it."""
+        size = self.codec.image_size
+        return key if self._rehearsing else torch.rand(3, size, size, generator=torch.Generator().manual_seed(key))
+
+    def rehearse(self, frame: int, tokens: int | None) -> None:
+        self._rehearsing = True
+
+    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+        """A denoising step, whose batch guidance doubles, and the decoder."""
+        seen = 2 * n if self.guidance_scale != 1.0 else n
+        noisy, t = torch.empty(seen, *self.codec.latent_shape), torch.zeros(seen, dtype=torch.long)
+
+        def denoise(_: Any) -> None:
+            self._predict(noisy, t, self._conditions([""] * seen))
+
+        def decode(_: Any) -> None:
+            self.codec.decode(noisy[:n])
+
+        yield self.num_inference_steps, denoise
+        yield 1, decode
+
     # ---- the denoiser --------------------------------------------------------------------------------------------
 
+    def _latents(self, values: Sequence[Value]) -> Tensor:
+        """[B, C, h, w] of B pictures."""
+        if self._rehearsing:
+            return torch.empty(len(values), *self.codec.latent_shape)
+        return self.codec.encode(torch.stack([to_pixels(value, self.codec.image_size) for value in values]))
+
     def _conditions(self, captions: Sequence[str]) -> dict[str, Any]:
+        if self._rehearsing:
+            return made_up_conditions(self.unet, len(captions), self.captions.encoder)
         return self.captions(captions, self.unet.device, self.unet.dtype)
 
     def _predict(self, noisy: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> Tensor:

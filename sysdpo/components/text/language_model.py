@@ -1,23 +1,30 @@
 """A language model as a component: p(v | Pa(v)) of a text given texts, with a LoRA policy and its frozen reference."""
 
-import copy
+import logging
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from peft.helpers import disable_input_dtype_casting
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sysdpo.components.base import Component, Parents, TokenSampler, Value
+from sysdpo.components.base import Component, Parents, Stage, TokenSampler, Value
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.conversation import as_conversation
+from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
-from sysdpo.components.text.pretrained import Weights, add_lora, load_causal_lm
+from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
+from sysdpo.components.text.pretrained import Weights, load_causal_lm
+from sysdpo.components.text.probe import FIRST_LENGTH, packs_at, probe
+from sysdpo.components.text.rehearsal import RehearsedCodec, decoding_stages
 from sysdpo.errors import SettingError
+from sysdpo.sampling.decoding import Uncached, accepts
 from sysdpo.sampling.monte_carlo import MonteCarlo
+
+log = logging.getLogger(__name__)
 
 HEAD_CHUNK = 2048
 """Completion tokens a pass through the LM head; their logits (tokens x vocabulary, fp32) are the largest tensors."""
@@ -38,8 +45,10 @@ class LanguageModel(Component):
         generation: how the model draws where the caller asks for no strategy of its own.
         max_new_tokens: the longest text, in tokens, that is generated and that is scored.
         lora: keys of PEFT's `LoraConfig`; None trains all weights, from `trainable(True)` on, against a frozen copy.
-        share_prefix: score completions of one prompt in one sequence (fewer tokens, equal values).
-        head_on_completions: run the LM head on completion tokens only (fewer logits, equal values).
+            A model in 16 bits then keeps them in fp32 and computes in its own precision.
+        share_prefix: score completions of one prompt in one sequence (fewer tokens, equal values); where the model's
+            own numbers would change, it is switched off.
+        head_on_completions: run the LM head on completion tokens only (fewer logits, equal values); likewise.
         remember_reference: keep the reference's log-probabilities of texts that were scored before.
         gradient_checkpointing: recompute activations in the backward pass (memory for time).
         seed: of the adapter's initial weights.
@@ -64,12 +73,19 @@ class LanguageModel(Component):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        context = getattr(model.config, "max_position_embeddings", None)
-        self.codec = TextCodec(tokenizer, prompt, max_new_tokens, max_length=context)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.codec = TextCodec(tokenizer, prompt, max_new_tokens, max_length=context, stops=_stops(model))
+        self.name = str(model.config._name_or_path or model.config.model_type)
+        found = probe(model, self.name)
+        self.decoding, self.batches = found.decoding, found.batches
+        self.share_prefix = share_prefix and found.packs
+        self.head_on_completions = head_on_completions and found.plain_head
+        self._longest_pack = FIRST_LENGTH
+        self.dtype = model.dtype
+        self._wide = {id(p) for p in model.parameters() if p.dtype != model.dtype}  # the architecture's own choice
         self.model: PreTrainedModel | PeftModel = add_lora(model, lora, seed) if lora is not None else model
+        self._trained = {name for name, p in self.model.named_parameters() if p.requires_grad or lora is None}
         self.generation = generation
-        self.share_prefix = share_prefix
-        self.head_on_completions = head_on_completions and _has_plain_head(model)
         self._memory: dict[Completion, float] | None = {} if remember_reference else None
         self._frozen_copy: list[PreTrainedModel] = []  # in a list: no submodule, so never trained or saved
         if gradient_checkpointing:
@@ -117,32 +133,19 @@ class LanguageModel(Component):
     def trainable(self, train: bool) -> None:
         has_lora = isinstance(self.model, PeftModel)
         if train and not has_lora and not self._frozen_copy:
-            self._frozen_copy = [copy.deepcopy(self.causal_lm).requires_grad_(False)]
+            self._frozen_copy = [widened_copy(self.causal_lm)]
+            masters(self.causal_lm)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(train and (not has_lora or "lora_" in name))
+            parameter.requires_grad_(train and name in self._trained)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Adapters are kept in fp32 but multiplied in the model's own precision."""
-        dtype = self.causal_lm.dtype
+        """What is trained is kept in fp32 but multiplied in the model's own precision."""
         with (
-            disable_input_dtype_casting(self.model, active=isinstance(self.model, PeftModel)),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
+            adapters_as_they_come(self.model),
+            torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
             yield
-
-    @contextmanager
-    def _rounded_adapters(self) -> Iterator[None]:
-        """Inside, adapters are held in the model's own precision: what autocast makes of them at each product, once."""
-        parameters = [p for p in self.model.parameters() if p.dtype != self.causal_lm.dtype]
-        exact = [p.data for p in parameters]
-        try:
-            for parameter in parameters:
-                parameter.data = parameter.data.to(self.causal_lm.dtype)
-            yield
-        finally:
-            for parameter, data in zip(parameters, exact, strict=True):
-                parameter.data = data
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -168,24 +171,46 @@ class LanguageModel(Component):
         if strategy is None:
             raise SettingError("this language model has no way to generate; set model.generation.")
         prompts = [self.codec.prompt_ids(row) for row in parents]
+        drawn: list[list[list[int]]] = [[] for _ in prompts]
+        with hold_in(self.dtype, self.model, self._wide):  # what autocast makes of them at each product, once
+            for rows in self._drawn_together(prompts):
+                some = self._draw(strategy, [prompts[i] for i in rows], n, [seeds[i] for i in rows])
+                for i, ids in zip(rows, some, strict=True):
+                    drawn[i] = ids
+        texts: list[list[Value]] = [[self.codec.decode(ids) for ids in row] for row in drawn]
+        # different tokens can spell one text, and the text is the variable
+        return [list(dict.fromkeys(row)) if strategy.distinct else row for row in texts]
+
+    def _drawn_together(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Rows that one batch may hold: all, or those whose prompts are of one length."""
+        if self.decoding == "padded":
+            return [list(range(len(prompts)))]
+        lengths: dict[int, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            lengths.setdefault(len(prompt), []).append(i)
+        return list(lengths.values())
+
+    def _draw(
+        self, strategy: TokenSampler, prompts: Sequence[Sequence[int]], n: int, seeds: Sequence[int]
+    ) -> list[list[list[int]]]:
         width = max(len(p) for p in prompts)
         pad = self.codec.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        with self._rounded_adapters():
-            drawn = strategy.draw(
-                self.causal_lm,
-                input_ids,
-                mask,
-                n=n,
-                seeds=seeds,
-                max_new_tokens=self.codec.max_new_tokens,
-                eos_token_id=self.codec.eos_token_id,
-                pad_token_id=pad,
-            )
-        texts: list[list[Value]] = [[self.codec.decode(ids) for ids in row] for row in drawn]
-        # different tokens can spell one text, and the text is the variable
-        return [list(dict.fromkeys(row)) if strategy.distinct else row for row in texts]
+        return strategy.draw(
+            Uncached(self.causal_lm) if self.decoding == "uncached" else self.causal_lm,
+            input_ids,
+            mask,
+            n=n,
+            seeds=seeds,
+            max_new_tokens=self.codec.max_new_tokens,
+            eos_token_id=self.codec.stop_token_ids,
+            pad_token_id=pad,
+        )
+
+    def equal_values(self, a: Value, b: Value) -> bool:
+        """Whether two texts are one to this model: nothing tells them apart before the limit cuts them off."""
+        return self.codec.completion_ids(str(a)) == self.codec.completion_ids(str(b))
 
     def log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
         return self.score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
@@ -212,22 +237,39 @@ class LanguageModel(Component):
 
     def score(self, completions: Sequence[Completion]) -> Tensor:
         """Summed token log-probabilities of each completion: [N], nats, fp32."""
-        packed = pack(completions, share_prefix=self.share_prefix, pad_token_id=self.codec.pad_token_id).to(self.device)
+        if not self.batches and len(set(completions)) > 1:
+            alone = {completion: self.score([completion]) for completion in dict.fromkeys(completions)}
+            return torch.cat([alone[completion] for completion in completions])
+        packed = self._pack(completions)
         with self._precision():
             token_log_probs = self._token_log_probs(packed)  # [tokens]
         distinct = token_log_probs.new_zeros(packed.num_completions)
         return distinct.index_add(0, packed.owners, token_log_probs)[packed.rows]
 
+    def _pack(self, completions: Sequence[Completion]) -> Pack:
+        pad = self.codec.pad_token_id
+        packed = pack(completions, share_prefix=self.share_prefix, pad_token_id=pad)
+        length = packed.input_ids.shape[1]
+        if packed.shares_prefix and length > self._longest_pack:
+            # a window may lie between what was tried at load and what comes: tried once for each power of two
+            self._longest_pack = 1 << (length - 1).bit_length()
+            if not packs_at(self.causal_lm, self._longest_pack):
+                log.info(
+                    "%s: completions are scored one sequence each; in long sequences, its numbers differ", self.name
+                )
+                self.share_prefix = False
+                packed = pack(completions, share_prefix=False, pad_token_id=pad)
+        return packed.to(self.device)
+
     def _token_log_probs(self, packed: Pack) -> Tensor:
         model = self.causal_lm
-        mask = packed.attention_mask(model.dtype)
         if not self.head_on_completions:
-            with _recomputing(model):
-                output = model(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False)
+            with _recomputing(model), packed.shaping_masks(model):
+                output = model(**packed.arguments(model), **_without_cache(model))
             return _gather(output.logits.flatten(0, 1)[packed.positions], packed.targets)
         decoder = model.get_decoder()
-        with _recomputing(model):
-            states = decoder(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False)
+        with _recomputing(model), packed.shaping_masks(model):
+            states = decoder(**packed.arguments(decoder), **_without_cache(decoder))
         hidden = states[0]
         # a flat, contiguous [tokens, hidden]: a product with a strided slice copies the whole head on a CPU
         completion_states = hidden.flatten(0, 1)[packed.positions]
@@ -241,6 +283,10 @@ class LanguageModel(Component):
 
     def save(self, folder: str) -> None:
         self.model.save_pretrained(folder)
+
+    def rehearse_saving(self) -> None:
+        if isinstance(self.model, PeftModel) and self.device.type != "meta":
+            rehearse_saving(self.model, self.restore)
 
     @classmethod
     def load(cls, pretrained: str, prompt: str | Mapping[str, Any], **settings: Any) -> "LanguageModel":
@@ -259,13 +305,64 @@ class LanguageModel(Component):
         asked = {"user": prompt} if isinstance(prompt, str) else prompt
         return build_language_model(prompt=asked, pretrained=pretrained, kind=cls, **{**defaults, **settings})
 
+    # ---- what a plan and a benchmark ask -------------------------------------------------------------------------
+
+    @property
+    def unit(self) -> Literal["tokens"]:
+        return "tokens"
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {"model": self.model}
+
+    def frozen_copies(self) -> list[torch.nn.Module]:
+        return list(self._frozen_copy)
+
+    @property
+    def tokenizer(self) -> str:
+        return "the model's own" if self.codec.tokenizer.name_or_path else "one token a byte"
+
+    def token_embedding(self) -> torch.nn.Module:
+        return self.causal_lm.get_input_embeddings()
+
+    def amount(self, value: Value) -> int:
+        return len(self.codec.completion_ids(str(value)))
+
+    def prompt_tokens(self, parents: Mapping[str, Value]) -> int:
+        return len(self.codec.prompt_ids(parents))
+
+    def made_up_text(self, key: int, tokens: int) -> str:
+        return self.codec.made_up(key, tokens)
+
+    def made_up_value(self, key: int, tokens: int) -> Value | None:
+        return self.made_up_text(key, tokens) if self.domain is None else super().made_up_value(key, tokens)
+
+    def rehearse(self, frame: int, tokens: int | None) -> None:
+        limit = self.codec.max_new_tokens
+        self._longest_pack = sys.maxsize  # what has no values cannot be tried
+        self.codec = RehearsedCodec(self.codec, frame, limit if tokens is None else min(limit, tokens))
+
+    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+        with hold_in(self.dtype, self.model, self._wide):
+            yield from decoding_stages(self.causal_lm, n, prompt, self.codec.max_new_tokens)
+
     def restore(self, folder: str) -> None:
         if isinstance(self.model, PeftModel):
-            set_peft_model_state_dict(self.model, load_peft_weights(folder, device=str(self.device)))
+            load_adapter(self.model, folder, self.device)
         else:
             self.trainable(True)  # the reference is kept before it is left
             trained = type(self.causal_lm).from_pretrained(folder, dtype=self.causal_lm.dtype)
             self.model.load_state_dict(trained.state_dict())
+
+
+def _stops(model: PreTrainedModel) -> list[int]:
+    """The tokens at which the model's own generation config ends a text."""
+    config = getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    return [ends] if isinstance(ends, int) else list(ends or ())
+
+
+def _without_cache(model: Any) -> dict[str, bool]:
+    return {"use_cache": False} if accepts(model, "use_cache") else {}
 
 
 @contextmanager
@@ -293,12 +390,6 @@ def _gather(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are exactly head(hidden): some architectures cap or scale them afterwards."""
-    changed = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-    return not any(getattr(model.config, key, None) not in (None, 1, 1.0) for key in changed)
-
-
 def build_language_model(
     *,
     prompt: Mapping[str, Any],
@@ -309,6 +400,7 @@ def build_language_model(
     device: str = "auto",
     attention: str = "auto",
     adapter: str | None = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
     kind: Callable[..., LanguageModel] = LanguageModel,
     **settings: Any,
@@ -329,6 +421,7 @@ def build_language_model(
         device=device,
         attention=attention,
         adapter=adapter,
+        trust_remote_code=trust_remote_code,
         seed=seed,
     )
     examples = tuple((e["user"], e["assistant"]) for e in prompt.get("examples") or ())

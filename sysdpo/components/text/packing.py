@@ -2,15 +2,25 @@
 
     [ prompt | completion 1 | completion 2 | … ]
 
-Position ids restart after the prompt for every completion, so the log-probabilities are those of separate sequences.
+Position ids restart after the prompt for every completion, and the model's own attention mask (causal, sliding or
+chunked) is asked in those positions, so the log-probabilities are those of separate sequences wherever transformers'
+masks decide who sees whom. Where something else does (a recurrence, an ALiBi), `probe` finds out and packing is off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+
+from sysdpo.sampling.decoding import accepts
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""transformers' form of a mask: (batch, head, query, key) indices -> whether the query sees the key."""
 
 
 class Completion(NamedTuple):
@@ -46,19 +56,71 @@ class Pack:
         tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type == Tensor}
         return replace(self, **tensors)
 
-    def attention_mask(self, dtype: torch.dtype) -> Tensor | None:
-        """Additive [S, 1, L, L], or None where plain causal attention is already right.
+    def mask_function(self, own: MaskFunction) -> MaskFunction:
+        """The model's `own` mask among the tokens of a completion and its prompt; nothing of other completions.
 
-        Padding stands on the right, where a causal model never looks.
+        Padding stands on the right, where a causal model never looks; it sees the prompt, so that no row is empty.
         """
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            asks, asked = self.segments[batch, query], self.segments[batch, key]
+            positions = self.position_ids
+            return ((asked == 0) | (asked == asks)) & own(batch, head, positions[batch, query], positions[batch, key])
+
+        return visible
+
+    @contextmanager
+    def shaping_masks(self, model: PreTrainedModel) -> Iterator[None]:
+        """Inside, the masks that `model` asks of transformers are composed with this pack's.
+
+        The interface is transformers' own way to replace a mask; forwards of other shapes pass through it unchanged.
+        """
+        attention = model.config.get_text_config()._attn_implementation
+        if attention not in ALL_MASK_ATTENTION_FUNCTIONS:  # one that is given no mask: the probe refuses it
+            yield
+            return
+        made_by = ALL_MASK_ATTENTION_FUNCTIONS[attention]
+
+        def composed(
+            batch_size: int,
+            q_length: int,
+            kv_length: int,
+            mask_function: MaskFunction = causal_mask_function,  # type: ignore[assignment]
+            attention_mask: Tensor | None = None,
+            allow_is_causal_skip: bool = True,
+            **more: Any,
+        ) -> Any:
+            fits = (batch_size, q_length) == self.segments.shape and kv_length == q_length
+            if fits:
+                mask_function, attention_mask, allow_is_causal_skip = self.mask_function(mask_function), None, False
+            mask = made_by(
+                batch_size=batch_size,
+                q_length=q_length,
+                kv_length=kv_length,
+                mask_function=mask_function,
+                attention_mask=attention_mask,
+                allow_is_causal_skip=allow_is_causal_skip,
+                **more,
+            )
+            if fits and isinstance(mask, Tensor) and mask.dtype == torch.bool:
+                # what torch makes of it, but once: else every layer makes one, and keeps it for the backward pass
+                added = torch.zeros_like(mask, dtype=model.dtype)
+                return added.masked_fill_(mask.logical_not(), -torch.inf)
+            return mask
+
+        ALL_MASK_ATTENTION_FUNCTIONS[attention] = composed
+        try:
+            yield
+        finally:
+            del ALL_MASK_ATTENTION_FUNCTIONS[attention]
+
+    def arguments(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """What the model is called with: the tokens alone where each sequence is a text, as anyone would call it."""
         if not self.shares_prefix:
-            return None
-        query, key = self.segments[:, :, None], self.segments[:, None, :]
-        length = self.segments.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
-        allowed = causal & ((key == 0) | (key == query))
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+            return {"input_ids": self.input_ids}
+        # an explicit mask of ones, or transformers would take every restart of the positions for another text
+        shared = {"input_ids": self.input_ids, "attention_mask": torch.ones_like(self.input_ids)}
+        return {**shared, "position_ids": self.position_ids} if accepts(model, "position_ids") else shared
 
 
 def pack(completions: Sequence[Completion], *, share_prefix: bool, pad_token_id: int) -> Pack:

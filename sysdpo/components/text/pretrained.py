@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,13 +16,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sysdpo.components.folders import check_adapter_folder, check_finite, check_model_folder, loading, weight_file
 from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.weights import WHEELS, architecture_folder, pretrained_folder
 from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
+from sysdpo.paths import ASSETS
 
 Weights = Literal["pretrained", "random"]
+
+SHIPPED = {name: ASSETS / name for name in ("mini_lm", "mini_captioner")}
+"""Language models that come with this project, in the layout of `save_pretrained`."""
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -52,106 +57,132 @@ def load_causal_lm(
     device: str = "auto",
     attention: str = "auto",
     adapter: str | None = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM of transformers and its tokenizer.
 
     Args:
-        pretrained: the name of a wheel's weights (`smollm2_135m`), a folder, or a hub id; None builds the
-            architecture alone, with one token a byte.
+        pretrained: the name of a wheel's weights (`smollm2_135m`) or of a shipped model (`mini_lm`), a folder, or a
+            hub id; None builds the architecture alone, with one token a byte.
         weights: `random` keeps the architecture and the tokenizer and draws the weights from `seed`; of the paper's
             models it needs no file and no network.
         architecture: keys of the model's config that replace those of `pretrained`; None leaves one as it is.
         adapter: a trained adapter in PEFT's layout; it is merged, so that it is part of the reference.
+        trust_remote_code: run the code that a model folder brings; nobody but the user says so.
+
+    Raises:
+        SettingError: nothing can be loaded, or what was loaded is broken: one line that names the file.
     """
     if weights not in ("pretrained", "random"):
         raise SettingError(f"model.weights={weights!r}: write pretrained or random.")
     place = resolve_device(device)
-    torch_dtype = resolve_dtype(dtype, place)
-    attention = "sdpa" if attention == "auto" else attention
     source = str(pretrained_folder(pretrained)) if pretrained in WHEELS else pretrained
-    if source is not None and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
-        raise SettingError(f"model.pretrained={source!r}: there is no such folder.")
+    source = str(SHIPPED[source]) if source in SHIPPED else source
+    if source is not None and source.startswith((".", "/", "~")):
+        source = str(Path(source).expanduser())
+        if not Path(source).is_dir():
+            raise SettingError(f"model.pretrained={source!r}: there is no such folder.")
     changes = {key: value for key, value in (architecture or {}).items() if value is not None}
+    config, tokenizer = _config_and_tokenizer(source, weights, changes, trust_remote_code)
+    form: dict[str, Any] = {"config": config, "dtype": resolve_dtype(dtype, place)}
+    if attention != "auto":
+        form["attn_implementation"] = attention
+    try:
+        if source is None or weights == "random":
+            with torch.random.fork_rng(devices=[]), shapes_only(place):
+                torch.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(**form, trust_remote_code=trust_remote_code)
+        else:
+            model = _load_weights(source, form, trust_remote_code)
+    except SettingError:
+        raise
+    except (ImportError, ValueError) as error:
+        if attention not in str(error) and "attention" not in str(error):
+            raise SettingError(f"{_named(source)}: {_first_line(error)}") from error
+        raise SettingError(f"model.attention={attention!r}: {_first_line(error)}") from error
+    except Exception as error:
+        file = weight_file(Path(source)) if source is not None else "its config"
+        raise SettingError(f"{_named(source)}: {file}: {type(error).__name__}: {_first_line(error)}") from error
+    _check_vocabulary(source, tokenizer, model)
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    return model.to(place).eval(), tokenizer
+
+
+def _config_and_tokenizer(
+    source: str | None, weights: Weights, changes: Mapping[str, Any], trust_remote_code: bool
+) -> tuple[Any, PreTrainedTokenizerBase]:
     if source is None:
         if weights != "random":
             raise SettingError("model.pretrained is not set: name weights, or set model.weights=random.")
         tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
         tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **tokens, **changes})
-    elif weights == "random" and (shape := architecture_folder(source)) is not None:
+        with loading("model.architecture", str(changes.get("model_type"))):
+            return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **tokens, **changes}), tokenizer
+    if weights == "random" and (shape := architecture_folder(source)) is not None:
         published = json.loads((shape / "config.json").read_text(encoding="utf-8"))
-        config = AutoConfig.for_model(**{**published, **changes})
-        tokenizer = local_tokenizer(source, config.vocab_size)
+        with loading("model.pretrained", source):
+            config = AutoConfig.for_model(**{**published, **changes})
+        return config, local_tokenizer(source, config.vocab_size)
+    if is_hub_id(source):
+        check_available(source)
     else:
-        if is_hub_id(source):
-            check_available(source)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            config = AutoConfig.from_pretrained(source, **changes)
-        except OSError as error:
-            raise SettingError(f"model.pretrained={source!r}: {_first_line(error)}") from error
-    form = {"config": config, "dtype": torch_dtype, "attn_implementation": attention}
-    try:
-        if source is None or weights == "random":
-            with torch.random.fork_rng(devices=[]), shapes_only(place):
-                torch.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(**form)
-        else:
-            model = _load_weights(source, form)
-    except SettingError:
-        raise
-    except OSError as error:
-        raise SettingError(f"model.pretrained={source!r}: {_first_line(error)}") from error
-    except (ImportError, ValueError) as error:
-        if attention not in str(error) and "attention" not in str(error):
-            raise
-        raise SettingError(f"model.attention={attention!r}: {_first_line(error)}") from error
-    if adapter is not None:
-        if adapter.startswith((".", "/", "~")) and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
-            raise SettingError(f"model.adapter={adapter!r}: there is no adapter in PEFT's layout.")
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return model.to(place).eval(), tokenizer
+        check_model_folder("model.pretrained", Path(source), trust_remote_code)
+    with loading("model.pretrained", source):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **changes)
+    with loading("model.pretrained (its tokenizer)", source):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if not tokenizer("a word", add_special_tokens=False)["input_ids"]:
+        raise SettingError(
+            f"model.pretrained={source!r}: its tokenizer knows no words; tokenizer.json is not there, or empty."
+        )
+    return config, tokenizer
 
 
-def _load_weights(source: str, form: Mapping[str, Any]) -> PreTrainedModel:
+def _check_vocabulary(source: str | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,operator]
+    if tokenizer.vocab_size > rows:  # tokens added on top are asked for by name only: Gemma 3's last is an image
+        raise SettingError(
+            f"{_named(source)}: its tokenizer has {tokenizer.vocab_size} tokens and the model {rows}; they do not "
+            "belong together."
+        )
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    folder = Path(adapter).expanduser()
+    if adapter.startswith((".", "/", "~")) or folder.is_dir():
+        check_adapter_folder("model.adapter", folder)
+        adapter = str(folder)
+    with loading("model.adapter", adapter):
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    check_finite("model.adapter", adapter, merged)
+    return merged
+
+
+def _named(source: str | None) -> str:
+    return f"model.pretrained={source!r}" if source is not None else "model.architecture"
+
+
+def _load_weights(source: str, form: Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:
     """Every weight from the file: transformers would draw those that it lacks at random, and go on."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, **form, ignore_mismatched_sizes=True, output_loading_info=True
+        source,
+        **form,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
     )
     model, found = loaded
     absent = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if absent:
         raise SettingError(
-            f"model.pretrained={source!r}: holds weights of another architecture than its config and "
-            f"model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
+            f"model.pretrained={source!r}: {weight_file(Path(source))} holds weights of another architecture than its "
+            f"config and model.architecture say: {sorted(absent)[0]} is not there, or has another shape."
         )
+    check_finite("model.pretrained", source, model)
     return model
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
-
-
-def lora_config(lora: Mapping[str, Any], **fixed: Any) -> LoraConfig:
-    """PEFT's own `LoraConfig` of the keys under `model.lora`; `fixed` ones are not the user's."""
-    if lora.get("lora_dropout"):
-        raise SettingError(
-            f"model.lora.lora_dropout={lora['lora_dropout']}: must be 0; a log-ratio compares policy and reference "
-            "as they are, without noise."
-        )
-    try:
-        return LoraConfig(**fixed, **lora)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"model.lora={dict(lora)}: {error}") from error
-
-
-def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> PeftModel:
-    """Low-rank adapters (Hu et al., 2021) in fp32 on a frozen model."""
-    config = lora_config(lora, task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]), shapes_only(model.device):
-        torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config).eval()
-        except ValueError as error:
-            raise SettingError(f"model.lora.target_modules={lora.get('target_modules')!r}: {error}") from error

@@ -8,7 +8,6 @@ judge it used.
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.base import check_rows
 from sysdpo.evaluation.judges.cache import AnnotationCache
-from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint, MalformedAnswerError
+from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint, NoLogprobsError, UnanswerableError
+from sysdpo.evaluation.judges.reply import MalformedAnswerError
 from sysdpo.evaluation.win_rate import is_swapped, preference_from_logprobs
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,15 @@ SYSTEM_PROMPT = (
 )
 # JSON, because an answer cannot break out of a quoted string and pose as part of the prompt.
 USER_PROMPT = "{material}\n\nWhich answer is better? Reply with its name and nothing else: m or M."
+LONGEST = 100  # characters kept of what a server calls something
+ROUNDING = 1e-3  # by which a log-probability may exceed 0
 TOP_LOGPROBS = 5  # AlpacaEval reads m and M among the five likeliest tokens; any other counts 0
+
+
+def _is_refusal(body: Body) -> bool:
+    """Whether the model declined this one request: no text, and where the server says so, why."""
+    message = body["choices"][0].get("message")
+    return isinstance(message, Mapping) and (bool(message.get("refusal")) or message.get("content") is None)
 
 
 @dataclass(frozen=True)
@@ -101,12 +109,17 @@ class AlpacaEvalJudge:
             self.cache.prepare()
             self.endpoint.key()
             self._confirm(self._cost(missing))
-            self.endpoint.complete_all(
-                missing,
-                self._annotation,
-                lambda key, annotation: self.cache.put(self._identity(missing[key]), annotation),
-                progress="judging",
-            )
+            try:
+                self.endpoint.complete_all(
+                    missing,
+                    self._annotation,
+                    lambda key, annotation: self.cache.put(self._identity(missing[key]), annotation),
+                    progress="judging",
+                    before=lambda key: self.cache.reserve(self._identity(missing[key])),
+                    on_refusal=lambda key, reason: self._no_opinion(missing[key], reason),
+                )
+            finally:
+                self.cache.release(missing)
         return [
             1.5 if request is None else self._preference(request, row["x"])
             for request, row in zip(requests, rows, strict=True)
@@ -167,18 +180,30 @@ class AlpacaEvalJudge:
             candidates = content[0].get("top_logprobs") if content else content
             ranked = sorted(candidates or [], key=lambda c: -float(c["logprob"]))
             # Some servers add the sampled token when it is not among those asked for.
-            top_logprobs = {c["token"]: float(c["logprob"]) for c in ranked[:TOP_LOGPROBS]}
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            top_logprobs = {str(c["token"])[:LONGEST]: float(c["logprob"]) for c in ranked[:TOP_LOGPROBS]}
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
             raise MalformedAnswerError("not a chat completion with log-probabilities") from None
         if candidates is None or (content and not candidates):
-            raise SettingError(
+            raise (UnanswerableError if _is_refusal(body) else NoLogprobsError)(
                 f"judge.model: {self.model!r} at {self.endpoint.base_url} returns no log-probabilities "
                 "(logprobs, top_logprobs); choose a model and server that do, or judge=reward_model or "
                 "judge=oracle."
             )
-        if any(math.isnan(logprob) for logprob in top_logprobs.values()):
-            raise MalformedAnswerError("a log-probability is NaN")
-        return {"top_logprobs": top_logprobs, "model": body.get("model"), "usage": body.get("usage")}
+        if not all(logprob <= ROUNDING for logprob in top_logprobs.values()):
+            raise MalformedAnswerError("a log-probability is NaN or above 0")
+        model, usage = body.get("model"), body.get("usage")
+        counts = usage.items() if isinstance(usage, Mapping) else ()
+        billed = {str(k)[:LONGEST]: v for k, v in counts if isinstance(v, int) and abs(v) < 1e12}
+        return {
+            "top_logprobs": top_logprobs,
+            "model": model[:LONGEST] if isinstance(model, str) else None,
+            "usage": dict(list(billed.items())[:8]),
+        }
+
+    def _no_opinion(self, request: Body, reason: str) -> None:
+        """The row counts as one without preference, and is not asked, and paid, for again."""
+        logger.warning("judge: a row is left out: %s", reason)
+        self.cache.put(self._identity(request), {"top_logprobs": {}, "refused": reason[:300]})
 
     def _cost(self, requests: Mapping[str, Body]) -> CostEstimate:
         characters = sum(len(m["content"]) for request in requests.values() for m in request["messages"])

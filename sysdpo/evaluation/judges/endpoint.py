@@ -15,17 +15,24 @@ from typing import Any, TypeVar
 import httpx
 from tqdm import tqdm
 
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, plain
+from sysdpo.evaluation.judges.reply import MalformedAnswerError, json_object, limited, server_message
 from sysdpo.progress import bar
 
 logger = logging.getLogger(__name__)
 
 Body = dict[str, Any]
 Answer = TypeVar("Answer")
+PATIENCE = 8
+"""Requests without an answer, and none with one, after which an endpoint is given up."""
 
 
-class MalformedAnswerError(Exception):
-    """A body that is not what was asked for; worth asking again."""
+class UnanswerableError(Exception):
+    """The server has no answer to this one request: refused, too long, never in the form asked for."""
+
+
+class NoLogprobsError(UnanswerableError):
+    """The same of a server that seems unable to answer any: unless it has answered one, no other is sent."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ class ChatEndpoint:
         parse: Callable[[Body], Answer],
         on_answer: Callable[[str, Answer], None],
         progress: str,
+        before: Callable[[str], None] = lambda _: None,
+        on_refusal: Callable[[str, str], None] | None = None,
     ) -> None:
         """POST every request to /chat/completions; `on_answer(name, parse(body))` as each answer arrives.
 
@@ -83,13 +92,22 @@ class ChatEndpoint:
             on_answer: called once per request, from this thread, before the next answer is read: store it
                 here.
             progress: label of the progress bar.
+            before: called before a request is sent, to keep room for its answer.
+            on_refusal: told of each request that has no answer, and why, where others were answered; None: the first
+                such request ends the run.
 
         Raises:
             SettingError: no key; a final refusal; or a request out of attempts. Requests already under way
                 are then finished and handed to `on_answer` first, since they are paid for.
         """
         key = self.key()
-        asyncio.run(self._complete_all(requests, parse, on_answer, progress, key))
+        outcome = asyncio.run(self._complete_all(requests, parse, on_answer, progress, before, key))
+        refused, answered = outcome
+        if refused and (on_refusal is None or not answered or len(refused) + answered < len(requests)):
+            raise SettingError(next(iter(refused.values())))
+        for name, reason in refused.items():
+            assert on_refusal is not None
+            on_refusal(name, reason)
 
     async def _complete_all(
         self,
@@ -97,9 +115,13 @@ class ChatEndpoint:
         parse: Callable[[Body], Answer],
         on_answer: Callable[[str, Answer], None],
         progress: str,
+        before: Callable[[str], None],
         key: str | None,
-    ) -> None:
+    ) -> tuple[dict[str, str], int]:
+        """(why, by name of each request that has no answer; how many have one)."""
         waiting = list(requests.items())[::-1]
+        refused: dict[str, str] = {}
+        answered = 0
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=self.concurrency)
         async with httpx.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
@@ -107,10 +129,18 @@ class ChatEndpoint:
                 session = _Session(self, client, key, calls)
 
                 async def work() -> None:
+                    nonlocal answered
                     while waiting:
                         name, request = waiting.pop()
                         try:
+                            before(name)
                             on_answer(name, await session.complete(request, parse))
+                            answered += 1
+                        except UnanswerableError as error:
+                            refused[name] = str(error)
+                            hopeless = isinstance(error, NoLogprobsError) or len(refused) >= PATIENCE
+                            if not answered and hopeless:
+                                waiting.clear()  # it is not these rows: the endpoint answers none
                         except BaseException:
                             waiting.clear()
                             raise
@@ -121,6 +151,7 @@ class ChatEndpoint:
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome
+        return refused, answered
 
     def key(self) -> str | None:
         """The key, from the environment; a `SettingError` if it is missing, so that a run can fail early."""
@@ -154,17 +185,18 @@ class _Session:
 
     async def complete(self, request: Body, parse: Callable[[Body], Answer]) -> Answer:
         endpoint, url = self.endpoint, f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
-        trouble = ""
+        trouble, malformed = "", False
         for attempt in range(1, endpoint.max_attempts + 1):
             await self._hold()
+            malformed = False
             wait = min(endpoint.longest_wait_s, endpoint.first_wait_s * 2 ** (attempt - 1))
             wait *= random.uniform(0.5, 1)
             try:
                 async with asyncio.timeout(endpoint.timeout_s):
-                    response = await self.client.post(url, json=request)
+                    response, content = await self._post(url, request)
                 if response.status_code == 200:
-                    return parse(_json_object(response))
-                self._refuse_if_final(response)
+                    return parse(json_object(content, self.key))
+                self._refuse_if_final(response, content)
                 trouble = f"HTTP {response.status_code}"
                 asked = _retry_after(response.headers.get("Retry-After"))
                 if asked is not None:
@@ -175,18 +207,25 @@ class _Session:
             except httpx.RequestError as error:
                 trouble = f"connection failed ({type(error).__name__}: {error})"
             except MalformedAnswerError as error:
-                trouble = f"malformed answer: {error}"
+                trouble, malformed = f"malformed answer: {error}", True
             trouble = self._redact(trouble)
             self.retries += 1
             self.calls.set_postfix_str(f"{self.retries} retries, last: {trouble[:60]}")
             logger.info("endpoint: attempt %d of %d: %s", attempt, endpoint.max_attempts, trouble)
             if attempt < endpoint.max_attempts:
                 await asyncio.sleep(wait)
-        raise SettingError(
+        raise (UnanswerableError if malformed else SettingError)(
             f"endpoint.base_url: {endpoint.base_url} gave no usable answer in {endpoint.max_attempts} "
             f"attempts (last: {trouble}). Answers so far are kept: run the same command again "
             "to go on, or raise endpoint.max_attempts."
         )
+
+    async def _post(self, url: str, request: Body) -> tuple[httpx.Response, bytes]:
+        """The response and its body, decoded; the body of a hostile server ends where it grows too large."""
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        content = json.dumps(request).encode()
+        async with self.client.stream("POST", url, content=content, headers=headers) as response:
+            return response, await limited(response.aiter_raw(), response.headers.get("Content-Encoding", ""))
 
     async def _hold(self) -> None:
         while (left := self.not_before - asyncio.get_running_loop().time()) > 0:
@@ -201,9 +240,9 @@ class _Session:
             )
         self.not_before = max(self.not_before, asyncio.get_running_loop().time() + seconds)
 
-    def _refuse_if_final(self, response: httpx.Response) -> None:
+    def _refuse_if_final(self, response: httpx.Response, content: bytes) -> None:
         status = response.status_code
-        message, code = _server_message(response)
+        message, code = server_message(content)
         if status == 429 and code == "insufficient_quota":
             remedy = "the account is out of credit; top it up, then run the same command again"
         elif status in (408, 429) or status >= 500:
@@ -214,32 +253,14 @@ class _Session:
             remedy = "check endpoint.base_url (it ends in the version, mostly /v1) and the model's name"
         else:
             remedy = "the server does not accept this request; choose another model or endpoint"
-        raise SettingError(
+        of_this_request = status in (400, 413, 422)  # a filter, or a text longer than the model's context
+        raise (UnanswerableError if of_this_request else SettingError)(
             f"endpoint.base_url: {self.endpoint.base_url} answered HTTP {status} ({self._redact(message)}): {remedy}."
         )
 
     def _redact(self, text: str) -> str:
         text = text.replace(self.key, "<key>") if self.key else text  # some servers quote the key they refuse
-        return " ".join(text.split())[:300]
-
-
-def _json_object(response: httpx.Response) -> Body:
-    try:
-        body = response.json()
-    except ValueError:
-        raise MalformedAnswerError("the body is not JSON") from None
-    if not isinstance(body, dict):
-        raise MalformedAnswerError("the body is not a JSON object")
-    return body
-
-
-def _server_message(response: httpx.Response) -> tuple[str, str]:
-    """The message and code of an error body in OpenAI's form; else the body's beginning."""
-    try:
-        error = json.loads(response.text)["error"]
-        return str(error["message"]), str(error.get("code"))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return response.text or "no message", ""
+        return plain(" ".join(text.split()))[:300]
 
 
 def _retry_after(header: str | None) -> float | None:
@@ -252,7 +273,7 @@ def _retry_after(header: str | None) -> float | None:
         pass
     try:
         moment = email.utils.parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)

@@ -6,6 +6,7 @@ style) has its number. The templates of `progression_prompts.py` need no model a
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from pathlib import Path
 
 from sysdpo.data.files import read_rows
 from sysdpo.errors import SettingError, nearest
-from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint, MalformedAnswerError
+from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint
+from sysdpo.evaluation.judges.reply import MalformedAnswerError
+from sysdpo.runs.files import append_line, explained, remove, write_text
 from sysdpo.tasks.progression.prompts import NOUNS
 
 STYLES = {
@@ -57,7 +60,7 @@ def parse(body: Body) -> list[str]:
         content = str(body["choices"][0]["message"]["content"])
         found = re.search(r"\[.*\]", content, re.DOTALL)  # some models wrap JSON in a fence
         texts = json.loads(found[0] if found else content)
-    except (KeyError, IndexError, TypeError, json.JSONDecodeError):
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
         raise MalformedAnswerError("not a JSON array of prompts") from None
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
         raise MalformedAnswerError("not a JSON array of strings")
@@ -92,7 +95,7 @@ class Collection:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
             if whole != lines:
-                path.write_text("".join(whole), encoding="utf-8")
+                write_text(path, "".join(whole))
             rows = [dict(row) for row in read_rows(path)] if whole else []
         for number, row in enumerate(rows, 1):
             if not {"x", "attribute", "style"} <= row.keys():
@@ -100,6 +103,29 @@ class Collection:
                     f"{path}, line {number}: lacks x, attribute or style; it is no file of this command."
                 )
         return cls(path, per_slot, rows, {fingerprint(row["x"]) for row in rows})
+
+    @property
+    def _spare(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.spare")
+
+    def reserve(self, count: int) -> None:
+        """Keep room for the answers of `count` requests before any is paid for.
+
+        Raises:
+            SettingError: there is none.
+        """
+        with explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._spare.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(1, count) * 4 * LONGEST)
+
+    def release(self) -> None:
+        remove(self._spare)
+
+    def _cut(self) -> None:
+        """Take back half a line that found no room."""
+        content = self.path.read_bytes()
+        os.truncate(self.path, content.rfind(b"\n") + 1)
 
     def of(self, slot: Slot) -> list[str]:
         return [r["x"] for r in self.rows if (r["attribute"], r["style"]) == (slot.attribute, slot.style)]
@@ -117,8 +143,12 @@ class Collection:
                 dropped["repeated"] += 1
             elif self.lacks(slot):
                 row = {"x": text, "attribute": slot.attribute, "style": slot.style}
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                try:
+                    append_line(self.path, row)
+                except SettingError:  # what is paid for finds the room that was kept for it
+                    remove(self._spare)
+                    self._cut()
+                    append_line(self.path, row)
                 self.rows.append(row)
                 self.seen.add(fingerprint(text))
         return dropped
@@ -171,9 +201,13 @@ def generate_prompts(
             for kind, count in collection.add(planned[key][0], texts).items():
                 dropped[kind] += count
 
-        endpoint.complete_all(
-            {key: body for key, (_, body) in planned.items()}, parse, keep, f"prompts, round {round_ + 1}"
-        )
+        collection.reserve(batch * endpoint.concurrency)
+        try:
+            endpoint.complete_all(
+                {key: body for key, (_, body) in planned.items()}, parse, keep, f"prompts, round {round_ + 1}"
+            )
+        finally:
+            collection.release()
     lacking = {f"{s.attribute}/{s.style}": n for s in slots if (n := collection.lacks(s))}
     if lacking:
         first = next(iter(lacking))

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.measures import Row
+from sysdpo.evaluation.measures import Values
 from sysdpo.tasks.progression.sequences import ScoredSequence, Scorer, score_sequences, strip
 
 
@@ -30,7 +30,7 @@ class Progression:
         self.variables = {"answer": answer} | ({"captions": captions} if captions is not None else {})
 
     def measure(
-        self, rows: Sequence[Row], outputs: Sequence[Row], baseline: Sequence[Row] | None
+        self, rows: Sequence[Values], outputs: Sequence[Values], baseline: Sequence[Values] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         scored = score_sequences(self.scorer, [o[self.answer] for o in outputs], [str(r["attribute"]) for r in rows])
         groups = [range(i, i + self.draws) for i in range(0, len(rows), self.draws)]
@@ -49,7 +49,7 @@ class Progression:
         ]
         return metrics, records
 
-    def _numbers(self, row: Row, output: Row, scored: ScoredSequence) -> dict[str, float]:
+    def _numbers(self, row: Values, output: Values, scored: ScoredSequence) -> dict[str, float]:
         """q, and in percent: in order or not; a text that did not parse (scored worst, never in order) or one that did;
         captions that name the place."""
         numbers = {
@@ -62,7 +62,7 @@ class Progression:
             numbers["place_named"] = 100.0 * mean(named) if named else 0.0
         return numbers
 
-    def _record(self, number: int, row: Row, output: Row, scored: ScoredSequence) -> dict[str, Any]:
+    def _record(self, number: int, row: Values, output: Values, scored: ScoredSequence) -> dict[str, Any]:
         """Inputs, texts, levels and the picture of one row; values that are lists of images are left to the strip."""
         images = output[self.answer]
         record: dict[str, Any] = {"row": number, **row}

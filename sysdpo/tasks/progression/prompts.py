@@ -84,11 +84,17 @@ class ProgressionPrompt:
 
 
 def make_prompts(
-    attributes: Sequence[str], places: Sequence[str], per_attribute: int, held_out_per_attribute: int, seed: int
+    attributes: Sequence[str],
+    places: Sequence[str],
+    per_attribute: int,
+    held_out_per_attribute: int,
+    seed: int,
+    held_out_places: int | None = None,
 ) -> tuple[list[ProgressionPrompt], list[ProgressionPrompt]]:
     """Training and evaluation prompts that share no (place, attribute) pair; styles take turns.
 
-    About a third of the places of every attribute are held out for evaluation, other places for other attributes.
+    `held_out_places` of the places of every attribute (None: a third) are held out for evaluation, other places for
+    other attributes.
 
     Raises:
         SettingError: an unknown attribute, or more prompts asked for than the templates and places give.
@@ -98,7 +104,11 @@ def make_prompts(
             raise SettingError(f"dataset.attributes: {nearest(attribute, NOUNS)}")
     if len(set(places)) < 2:
         raise SettingError(f"dataset.places={list(places)}: name at least two, one of them is held out.")
-    held_out = max(1, len(places) // 3)
+    held_out = max(1, len(places) // 3) if held_out_places is None else held_out_places
+    if not 0 < held_out < len(places):
+        raise SettingError(
+            f"dataset.held_out_places={held_out}: must be at least 1 and less than the {len(places)} places there are."
+        )
     train: list[ProgressionPrompt] = []
     evaluation: list[ProgressionPrompt] = []
     for position, attribute in enumerate(attributes):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, made_once, save_rows
 from sysdpo.errors import SettingError
 from sysdpo.progress import progress
+from sysdpo.runs.files import SUMS, damage, remove, write_json, write_sums
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem
 from sysdpo.tasks.progression.prompts import ProgressionPrompt, make_prompts, read_prompts
@@ -46,6 +46,7 @@ class Progressions:
         image_size: height and width to which images are reduced before they are scored and stored; None: as drawn.
         seed: of prompts and samples.
         prompts: a file of `scripts/generate_prompts.py` in place of our templates.
+        held_out_places: of each attribute, for evaluation; None: a third of `places`.
     """
 
     scorer: Scorer
@@ -62,6 +63,7 @@ class Progressions:
     image_size: int | None = None
     seed: int = 0
     prompts: str | None = None
+    held_out_places: int | None = None
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
         attributes = list(self.attributes or self.scorer.attributes)
@@ -69,8 +71,8 @@ class Progressions:
         if self.prompts is not None:
             train, evaluation = read_prompts(self.prompts, attributes, *sizes)
         else:
-            train, evaluation = make_prompts(attributes, self.places, *sizes, self.seed)
-        with made_once(folder, folder / "card.json") as missing:
+            train, evaluation = make_prompts(attributes, self.places, *sizes, self.seed, self.held_out_places)
+        with made_once(folder, folder / SUMS, lambda: damage(folder)) as missing:
             if missing:
                 self._build(system, train, evaluation, folder)
         made_for = json.loads((folder / "card.json").read_text(encoding="utf-8")).get("digest")
@@ -119,9 +121,9 @@ class Progressions:
             "scorer": self.scorer.name,
             "seed": self.seed,
         }
-        # written last: its presence means that the set is whole
-        (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder / "samples.partial")
+        write_json(folder / "card.json", card)
+        remove(folder / "samples.partial")
+        write_sums(folder)  # last: it says that the set is whole
 
     def _draw(
         self, system: CompoundSystem, prompts: Sequence[ProgressionPrompt], partial: Path
@@ -130,8 +132,8 @@ class Progressions:
         requests = [(i, k) for i in range(len(prompts)) for k in range(self.samples)]
         starts = range(0, len(requests), self.batch_size)
         partial.mkdir(parents=True, exist_ok=True)
-        done = sum((partial / f"{start:08d}").exists() for start in starts)
-        for start in progress(starts[done:], "sample train set", total=len(starts), initial=done):
+        left = [start for start in starts if damage(partial / f"{start:08d}") is not None]
+        for start in progress(left, "sample train set", total=len(starts), initial=len(starts) - len(left)):
             part = requests[start : start + self.batch_size]
             rows = system.generate(
                 [{"x": prompts[i].x} for i, _ in part], [stream(self.seed, i) * 1_009 + k for i, k in part]

@@ -156,7 +156,43 @@ def wrapped(answer: str, left: str, right: str) -> float:
     return 0.5 if re.search(rf"{re.escape(left)}[^\n]*?\w[^\n]*?{re.escape(right)}", text) else 0.0
 
 
+def separated(answer: str, mark: str, n: int) -> float:
+    """How well the mark stands between n items: its gaps against n - 1, less the share of gaps with another mark.
+
+    A gap is what stands between two words; one of spaces alone does not count.
+    """
+    gaps = [gap.strip() for gap in _WORD.split(answer.strip())[1:-1]]
+    right = sum(gap == mark for gap in gaps)
+    other = sum(bool(gap) and gap != mark for gap in gaps)
+    return _ratio(right, n - 1) * right / (right + other) if right else 0.0
+
+
 # -- gate checks: is it an answer at all?
+
+
+def picks(answer: str, known: list[str], n: int, others: list[str]) -> float:
+    """n different known words and nothing else: min(m, n) / (max(m, n) + the words that are neither known nor new).
+
+    `others` may stand beside them, once each.
+    """
+    found = _beside(answer, others)
+    right = len(set(found) & set(known))
+    return min(right, n) / (max(right, n) + len(found) - right)
+
+
+def sequence(answer: str, wanted: list[str], others: list[str]) -> float:
+    """The longest common subsequence of the answer's words and those wanted, as a share of the longer one.
+
+    `others` may stand beside them, once each.
+    """
+    found = _beside(answer, others)
+    row = [0] * (len(wanted) + 1)
+    for word in found:  # row[j]: the longest of the words so far and the first j wanted ones
+        fresh = [0]
+        for j, other in enumerate(wanted):
+            fresh.append(row[j] + 1 if word == other else max(row[j + 1], fresh[j]))
+        row = fresh
+    return row[-1] / max(len(found), len(wanted))
 
 
 def on_subject(answer: str, stems: list[str]) -> float:
@@ -237,6 +273,9 @@ CHECKS: dict[str, Check] = {
     "names": names,
     "chooses": chooses,
     "wrapped": wrapped,
+    "separated": separated,
+    "picks": picks,
+    "sequence": sequence,
     "on_subject": on_subject,
     "varied": varied,
     "prose": prose,
@@ -251,6 +290,15 @@ CHECKS: dict[str, Check] = {
 
 def _words(text: str) -> list[str]:
     return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+
+
+def _beside(answer: str, others: list[str]) -> list[str]:
+    """The answer's words without the first of each of `others`."""
+    found = _words(answer)
+    for word in others:
+        if word in found:
+            found.remove(word)
+    return found
 
 
 def _quadruples(text: str) -> list[tuple[str, ...]]:

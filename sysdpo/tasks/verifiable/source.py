@@ -1,14 +1,17 @@
 """Table 2 offline: instructions from seeds, and samples of the untrained system ranked by the rule of each."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from sysdpo.data.files import read_rows
 from sysdpo.data.ranking import ranked_pairs
-from sysdpo.data.records import PreferenceData, make_pairs
+from sysdpo.data.records import PreferenceData, Row, make_pairs
 from sysdpo.data.sources import draw_samples, hold_out, store
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
+from sysdpo.runs.files import SUMS, damage
 from sysdpo.system import CompoundSystem
 from sysdpo.tasks.verifiable.instructions import make_instructions
 from sysdpo.tasks.verifiable.score import score
@@ -19,7 +22,7 @@ class VerifiableInstructions:
     """Instructions whose answers a rule can score; pairs are samples of the untrained system ranked by that score.
 
     Args:
-        prompts: training prompts; evaluation_prompts share no content word with them.
+        prompts: training prompts, and evaluation_prompts, of which none is a training prompt.
         samples: drawn from the untrained system for each training prompt; evaluation_samples likewise, of which the
             best is the evaluation prompt's `chosen` answer.
         min_gap: pairs whose scores differ by no more are dropped; 0 drops ties only.
@@ -27,6 +30,7 @@ class VerifiableInstructions:
         validation: pairs held out to stop training by; their prompts are not trained on.
         batch_size: samples drawn at a time.
         seed: of prompts and samples.
+        instructions: makes the rows of a task set: (`train` or `evaluation`, how many, seed) -> `{"x", "oracle", …}`.
     """
 
     prompts: int
@@ -38,10 +42,11 @@ class VerifiableInstructions:
     validation: int = 0
     batch_size: int = 64
     seed: int = 0
+    instructions: Callable[[Literal["train", "evaluation"], int, int], Sequence[Row]] = make_instructions
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
         final = _only_final(system)
-        with made_once(folder, folder / "card.json") as missing:
+        with made_once(folder, folder / SUMS, lambda: damage(folder)) as missing:
             if missing:
                 self._build(system, final, folder)
         train_rows, evaluation = read_rows(folder / "train"), read_rows(folder / "evaluation")
@@ -50,8 +55,8 @@ class VerifiableInstructions:
         return PreferenceData(kept, held, evaluation)
 
     def _build(self, system: CompoundSystem, final: str, folder: Path) -> None:
-        train = make_instructions("train", self.prompts, self.seed)
-        evaluation = make_instructions("evaluation", self.evaluation_prompts, self.seed)
+        train = self.instructions("train", self.prompts, self.seed)
+        evaluation = self.instructions("evaluation", self.evaluation_prompts, self.seed)
         drawn = draw_samples(system, train, self.samples, self.seed, self.batch_size, folder / "train.partial.jsonl")
         drawn_evaluation = draw_samples(
             system,
@@ -81,7 +86,8 @@ class VerifiableInstructions:
             scores = [score(row["oracle"], s[final]) for s in samples]
             best = max(range(len(samples)), key=scores.__getitem__)
             judged.append({**row, "chosen": samples[best], "chosen_score": scores[best]})
-        store(folder, {"train": pairs, "evaluation": judged}, asdict(self))
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "instructions"}
+        store(folder, {"train": pairs, "evaluation": judged}, settings)
 
 
 def _only_final(system: CompoundSystem) -> str:

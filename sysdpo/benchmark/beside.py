@@ -1,18 +1,18 @@
-"""What a benchmark found, beside what was planned, as text."""
+"""What a benchmark measured, beside what was planned, as text."""
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
-Figures = dict[str, Any]
+Measured = dict[str, Any]
 """By name; what a plan predicts too is `{"measured": …, "planned": …}`, None where it is not known."""
 
 
-def both(measured: float | None, planned: float | None) -> Figures:
+def both(measured: float | None, planned: float | None) -> Measured:
     return {"measured": measured, "planned": planned}
 
 
-def render(result: Figures) -> str:
+def render(result: Measured) -> str:
     """Every figure that a plan predicts too, and the seconds of the rest."""
     smaller = result["smaller_than_published"]
     size = f"NOT at full size: {smaller}" if smaller else "no architecture reduced"
@@ -27,7 +27,7 @@ def render(result: Figures) -> str:
     return "\n".join(lines)
 
 
-def _leaves(content: Figures, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(content: Measured, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in content.items():
         if isinstance(value, dict) and value.keys() != {"measured", "planned"}:
             yield from _leaves(value, (*path, key))

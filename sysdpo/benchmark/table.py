@@ -3,8 +3,7 @@
 import logging
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +13,18 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from sysdpo.benchmark.beside import Measured, both
+from sysdpo.benchmark.readings import Memory, timed
 from sysdpo.components.base import Component
-from sysdpo.components.image.diffusion import Diffusion
-from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.errors import SettingError, check_count
-from sysdpo.experiment.build import build_system, device_name, training_settings
+from sysdpo.experiment.build import device_name, training_settings
 from sysdpo.experiment.downloads import check_models
 from sysdpo.planning import cost
-from sysdpo.planning.estimate import begin_plan, check_plan
-from sysdpo.planning.figures import Figures, both
-from sysdpo.planning.gauge import Memory, timed
-from sysdpo.planning.made_up import MadeUp
+from sysdpo.planning.estimate import begin_plan, build_trainable, check_plan
 from sysdpo.planning.phases import Phases, count
 from sysdpo.planning.plan import GENERATOR, Phase, Plan
+from sysdpo.planning.rehearsal import counted_tokens
+from sysdpo.planning.workload import Workload
 from sysdpo.runs.folder import environment, read_jsonl
 from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import Trainer, check_training
@@ -34,10 +32,10 @@ from sysdpo.training.objectives import Sampling
 
 log = logging.getLogger(__name__)
 
-COUNTS = ("updates", "pairs", "rows", "prompt", "longest_prompt", "text")
+AT_LEAST_ONE = ("updates", "pairs", "rows", "prompt", "longest_prompt", "text")
 
 
-def benchmark(config: DictConfig) -> Figures:
+def benchmark(config: DictConfig) -> Measured:
     """Load, train, checkpoint, resume and sample as `config` (`conf/benchmark.yaml`) says, on made-up rows.
 
     Times are planned for a GPU, so on a CPU they stand alone; its memory is compared.
@@ -45,7 +43,7 @@ def benchmark(config: DictConfig) -> Figures:
     Raises:
         SettingError: a wrong setting, a method that trains nothing or each component by itself, a model out of reach.
     """
-    for name in COUNTS:
+    for name in AT_LEAST_ONE:
         check_count(f"benchmark.{name}", config.benchmark[name], 1)
     check_plan(config)
     if config.trainer != "joint":
@@ -55,7 +53,7 @@ def benchmark(config: DictConfig) -> Figures:
     settings = training_settings(config)
     memory = Memory()
     log.info("load")
-    system, seconds = timed(lambda: _load(config))
+    system, seconds = timed(lambda: build_trainable(config))
     memory.of(system)
     objective.check(system)
     check_training(system, settings)
@@ -89,12 +87,6 @@ def benchmark(config: DictConfig) -> Figures:
     }
 
 
-def _load(config: DictConfig) -> CompoundSystem:
-    system = build_system(config)
-    system.train_only(list(system.components) if config.train is None else list(config.train))
-    return system
-
-
 class Benchmark:
     """The measurements of one system."""
 
@@ -106,8 +98,8 @@ class Benchmark:
         self.lengths = {"prompt": asked.prompt, "longest_prompt": asked.longest_prompt, "text": asked.text}
         self.lengths["frame"] = self.made(1).frame()
 
-    def made(self, prompt: int) -> MadeUp:
-        return MadeUp(self.system, prompt, self.text, self.elements)
+    def made(self, prompt: int) -> Workload:
+        return Workload(self.system, prompt, self.text, self.elements)
 
     def check_lengths(self) -> None:
         """Refuse rows that a component could not read, before anything is measured."""
@@ -126,8 +118,8 @@ class Benchmark:
         config.training.update({"steps": 1, "batch_size": pairs})
         return begin_plan(config)
 
-    def components(self, planned: Phases) -> Figures:
-        found: Figures = {}
+    def components(self, planned: Phases) -> Measured:
+        found: Measured = {}
         for name in self.system.components:
             component = self.system.component(name)
             real, part = count(component), planned.plan.parts[name]
@@ -137,14 +129,13 @@ class Benchmark:
                     "trainable": both(real.trainable, part.trainable),
                     "weight_bytes": both(real.weight_bytes, part.weight_bytes),
                 }
-                if isinstance(component, LanguageModel):
-                    own = component.codec.tokenizer.name_or_path != ""
-                    found[name]["tokenizer"] = "the model's own" if own else "one token a byte"
+                if component.tokenizer:
+                    found[name]["tokenizer"] = component.tokenizer
         return found
 
     # ---- training ------------------------------------------------------------------------------------------------
 
-    def updates(self, folder: Path, phases: Phases, prompt: int, pairs: int, steps: int) -> tuple[Figures, Trainer]:
+    def updates(self, folder: Path, phases: Phases, prompt: int, pairs: int, steps: int) -> tuple[Measured, Trainer]:
         """`steps` updates of `pairs` pairs, no pair twice; the first only warms up if there are more."""
         log.info("train with prompts of %d tokens", prompt)
         phases.train()
@@ -168,7 +159,7 @@ class Benchmark:
             "tokens_per_second": both(per_update / median, expected and planned_tokens / expected),
             "peak_bytes": both(self.memory.peak(), max(map(phases.plan.total, planned))),
         }
-        if any(isinstance(self.system.component(name), Diffusion) for name in self.system.trainable):
+        if any(self.system.component(name).unit == "images" for name in self.system.trainable):
             figures["images"] = 2 * self.elements * pairs
         if "count/samples_missing" in history[-1]:
             figures["samples_missing"] = history[-1]["count/samples_missing"]
@@ -187,7 +178,7 @@ class Benchmark:
         folder.mkdir()
         return Trainer(self.system, self.objective, self.made(prompt).pairs(pairs * steps), [], settings, folder)
 
-    def checkpoint(self, trainer: Trainer, phases: Phases) -> Figures:
+    def checkpoint(self, trainer: Trainer, phases: Phases) -> Measured:
         """The checkpoint of a run written once more and read back, and the adapters beside it."""
         log.info("checkpoint")
         _, writing = timed(trainer.checkpoint)
@@ -203,75 +194,70 @@ class Benchmark:
 
     # ---- sampling ------------------------------------------------------------------------------------------------
 
-    def sampling(self, phases: Phases) -> Figures:
+    def sampling(self, phases: Phases) -> Measured:
         """A batch of each variable by each model that draws it, of the samples that training draws, and of the images
         that the data are made with."""
         made = self.made(self.lengths["prompt"])
-        found: Figures = {}
+        found: Measured = {}
         for variable in self.system.graph.generated:
             for name in variable.components:
-                component, shaped = self.system.component(name), phases.system.component(name)
+                component = self.system.component(name)
                 rows = self._rows(component)
                 candidates = (made.row(key) for key in range(rows * len(variable.components)))
                 given = [row for row in candidates if variable.may_draw(row) == (name,)][:rows]
                 if not given:
                     continue
-                if isinstance(shaped, Diffusion):
-                    phases.draw_images(shaped, name, "sample", len(given) * (self.elements if variable.plate else 1))
-                else:
-                    phases.draw_texts(variable, name, "sample", len(given), 1)
+                values = len(given) * (self.elements if variable.plate and component.unit == "images" else 1)
+                phases.draw_by(phases.system.component(name), name, "sample", values, values, variable)
                 drawing = partial(self._draw, given, variable.name)
                 found[f"{variable.name} by {name}"] = self._sampled(drawing, phases.plan, 1)
         if isinstance(self.objective, Sampling):
             found["while training"] = self._while_training(made, phases)
         if (shaped_drawer := phases.generator()) is not None:
-            drawer: Diffusion = instantiate(self.config.dataset.generator)()
+            drawer: Component = instantiate(self.config.dataset.generator)()
             drawer.trainable(False)
-            captions = [{"caption": text} for key in range(drawer.batch_size) for text in made.inputs(key).values()]
-            phases.draw_images(shaped_drawer, GENERATOR, "sample", len(captions))
+            several = range(drawer.most_at_once or 1)
+            captions = [{"caption": text} for key in several for text in made.inputs(key).values()]
+            phases.draw_by(shaped_drawer, GENERATOR, "sample", len(captions), len(captions))
             found[GENERATOR] = self._sampled(partial(_images, drawer, captions), phases.plan, 1)
         return found
 
     def _rows(self, component: Component) -> int:
         """How many rows are drawn side by side; none where what draws is no model, or only chooses."""
-        rows = int(self.config.benchmark.rows)
-        if isinstance(component, Diffusion):
-            return max(1, min(rows, component.batch_size // self.elements))
-        return rows if isinstance(component, LanguageModel) and component.domain is None else 0
+        if component.unit is None or component.domain is not None:
+            return 0
+        rows, most = int(self.config.benchmark.rows), component.most_at_once
+        return rows if most is None else max(1, min(rows, most // self.elements))
 
-    def _draw(self, given: Sequence[Mapping[str, Any]], variable: str, n: int | None) -> Figures:
+    def _draw(self, given: Sequence[Mapping[str, Any]], variable: str, n: int | None) -> Measured:
         """The variable in the first n rows."""
         values = [row[variable] for row in self.system.generate(given[:n], range(len(given))[:n], only=[variable])]
         if isinstance(values[0], str):
             return {"rows": len(values), "tokens": self._tokens([{variable: text} for text in values])}
         return {"rows": len(values), "images": sum(len(v) if isinstance(v, list) else 1 for v in values)}
 
-    def _while_training(self, made: MadeUp, phases: Phases) -> Figures:
+    def _while_training(self, made: Workload, phases: Phases) -> Measured:
         """The intermediate samples of one micro-batch."""
         size = min(self.config.benchmark.pairs, self.config.training.micro_batch_size)
         pairs, draws = made.pairs(size), self.objective.strategy.num_draws
-        names = [(v, n) for v in self.system.graph.intermediates for n in v.components]
-        models = [(v, n) for v, n in names if isinstance(self.system.component(n), LanguageModel)]
-        for variable, name in models:
-            phases.draw_texts(variable, name, "sample", size * draws, 1)
+        before = len(phases.plan.phases)
+        for variable in self.system.graph.intermediates:
+            phases.draw(variable, "sample ", size * draws, size * draws)
 
-        def draw(n: int | None) -> Figures:
+        def draw(n: int | None) -> Measured:
             drawn = self.objective.draw(self.system, pairs[:n], range(size)[:n])
             return {"rows": size * draws, "tokens": self._tokens([sample for samples in drawn for sample in samples])}
 
-        return self._sampled(draw, phases.plan, len(models))
+        return self._sampled(draw, phases.plan, len(phases.plan.phases) - before)
 
     def _tokens(self, samples: Sequence[Mapping[str, Any]]) -> int:
         """Drawn by language models, the end token included."""
-        total = 0
-        for variable in self.system.graph.generated:
-            component = self.system.component(variable.components[0])
-            if isinstance(component, LanguageModel):
-                texts = [str(sample[variable.name]) for sample in samples if sample.get(variable.name) is not None]
-                total += sum(len(component.codec.completion_ids(text)) for text in texts)
-        return total
+        drawn = [(self.system.component(v.components[0]), v.name) for v in self.system.graph.generated]
+        written = [(component, name) for component, name in drawn if component.unit == "tokens"]
+        texts = [(c, s[name]) for s in samples for c, name in written if s.get(name) is not None]
+        return sum(component.amount(text) for component, text in texts)
 
-    def _sampled(self, draw: Callable[[int | None], Figures], plan: Plan, phases: int) -> Figures:
+    def _sampled(self, draw: Callable[[int | None], Measured], plan: Plan, phases: int) -> Measured:
         """All rows drawn at once, after a single one to warm up, beside the plan's newest phases."""
         log.info("%s", plan.phases[-1].name)
         draw(1)
@@ -291,26 +277,8 @@ class Benchmark:
         return sum(phase.seconds for phase in phases) if self.memory.on_gpu else None
 
 
-def _images(drawer: Diffusion, captions: Sequence[Mapping[str, Any]], n: int | None) -> Figures:
+def _images(drawer: Component, captions: Sequence[Mapping[str, Any]], n: int | None) -> Measured:
     return {"images": len(drawer.sample(captions[:n], 1, range(len(captions))[:n]))}
-
-
-@contextmanager
-def counted_tokens(system: CompoundSystem) -> Iterator[list[int]]:
-    """Inside, each pass with gradients through a language model adds the number of its tokens to the list."""
-    counts: list[int] = []
-
-    def count_ids(_: Any, given: tuple[Any, ...]) -> None:
-        if torch.is_grad_enabled():
-            counts.append(given[0].numel())
-
-    models = [c.causal_lm for c in map(system.component, system.components) if isinstance(c, LanguageModel)]
-    hooks = [model.get_input_embeddings().register_forward_pre_hook(count_ids) for model in models]
-    try:
-        yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def changed_architectures(config: DictConfig) -> dict[str, Any]:

@@ -1,0 +1,145 @@
+"""Being asked to stop: Ctrl-C, SIGTERM (a scheduler, `kill`) and SIGUSR1 (Slurm, before a job's time is up).
+
+Between two updates a run can be left as it is and gone on with exactly; in the middle of one it cannot. Training
+therefore notes the signal, ends its update, keeps a checkpoint and only then stops. Everything else stops at once: what
+takes long outside training keeps its state as it goes.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal that ends a command; `number` is the signal's, the exit status 128 more."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = int(number)
+
+    @property
+    def status(self) -> int:
+        return 128 + self.number
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """The signals go to `handler`; nothing changes in a thread, which Python gives no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+@contextmanager
+def stoppable(first: Callable[[], None] | None = None) -> Iterator[None]:
+    """Inside, each of the signals raises `Terminated`, once `first` has been done."""
+    stopping = False
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:  # a scheduler may send its signal more than once
+            return
+        stopping = True
+        if first is not None:
+            first()
+        raise Terminated(number)
+
+    with _handling(stop):
+        yield
+
+
+class Request:
+    """Whether a signal has come."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def obey(self) -> None:
+        """Raise `Terminated` if one has."""
+        if self.number is not None:
+            raise Terminated(self.number)
+
+
+@contextmanager
+def between_updates() -> Iterator[Request]:
+    """Inside, the first signal is noted, to be obeyed where the state is whole; a second one stops at once."""
+    request = Request()
+
+    def note(number: int, _: FrameType | None) -> None:
+        if request.number is not None:
+            raise Terminated(number)
+        request.number = number
+
+    with _handling(note):
+        yield request
+
+
+# ---- workers -----------------------------------------------------------------------------------------------------
+
+
+def is_worker() -> bool:
+    """Whether this is one of joblib's processes."""
+    return multiprocessing.current_process().name.startswith("LokyProcess")
+
+
+@contextmanager
+def as_worker() -> Iterator[None]:
+    """A job in one of joblib's processes: signals stop it, the end of the process that started it does, and a worker
+    that was stopped takes no further job."""
+    parent, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        with stoppable():
+            yield
+    except Terminated as stop:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stop.status)
+    finally:
+        done.set()
+
+
+def end_workers(patience: float = 25.0) -> None:
+    """Ask joblib's workers to stop, which lets them keep a checkpoint, and end those that do not in time (seconds)."""
+    loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+    executor = getattr(loky, "_executor", None)
+    processes = list((getattr(executor, "_processes", None) or {}).values())
+    for process in processes:
+        _send(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and any(process.is_alive() and _send(process.pid, 0) for process in processes):
+        time.sleep(0.05)
+    for process in processes:
+        if process.is_alive():
+            _send(process.pid, signal.SIGKILL)
+
+
+def _send(process: int, number: int) -> bool:
+    """Whether there was such a process."""
+    try:
+        os.kill(process, number)
+    except OSError:
+        return False
+    return True
