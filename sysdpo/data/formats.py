@@ -47,7 +47,7 @@ REMARKS = re.compile(r".*(id|source|dataset|model|category|status|split|origin|s
 
 @dataclass(frozen=True)
 class Reading:
-    """A row as it was understood: `prompt` is None where it stands in columns of its own; `tie` says why it is no pair."""
+    """A row as it was understood. A `prompt` of None stands in columns of its own; `tie` says why a row is no pair."""
 
     format: str
     prompt: Any
@@ -81,12 +81,10 @@ def read_row(
     wanted = input_name is not None and not prompt_given
     used = {better, worse}
     if any(isinstance(v, Mapping) and not is_messages(v) for v in (chosen, rejected)):
-        sides = [
-            _own_side(side, value, input_name, variables)
-            for side, value in (("chosen", chosen), ("rejected", rejected))
-        ]
-        prompt = _prompt(row, str(input_name), used) if wanted else None
-        return Reading("sysdpo", _finish(prompt, row, input_name) if wanted else None, *sides, tie)
+        better_side = _own_side("chosen", chosen, variables)
+        worse_side = _own_side("rejected", rejected, variables)
+        prompt = _finish(_prompt(row, str(input_name), used), row, input_name) if wanted else None
+        return Reading("sysdpo", prompt, better_side, worse_side, tie)
     if is_messages(chosen) != is_messages(rejected):
         raise SettingError(
             f"has {kind(chosen)} as {better!r} and {kind(rejected)} as {worse!r}; both must be of one kind"
@@ -98,12 +96,12 @@ def read_row(
     if not wanted:
         return Reading("texts", None, chosen, rejected, tie)
     if is_dialogue(chosen) and is_dialogue(rejected) and (given is None or is_dialogue(row.get("prompt"))):
-        prompt, chosen, rejected = _shared(dialogue(chosen), dialogue(rejected))
-        return Reading("HH-RLHF", _finish(prompt, row, input_name), chosen, rejected, tie)
+        shared, chosen, rejected = _shared(dialogue(chosen), dialogue(rejected))
+        return Reading("HH-RLHF", _finish(shared, row, input_name), chosen, rejected, tie)
     if given is None:
-        prompt, chosen, rejected = _implicit(row, chosen, rejected, str(input_name), used)
-        return Reading("TRL, implicit prompt", _finish([Turn("user", prompt)], row, input_name), chosen, rejected, tie)
-    name, turns = given
+        text, chosen, rejected = _implicit(row, chosen, rejected, str(input_name), used)
+        return Reading("TRL, implicit prompt", _finish([Turn("user", text)], row, input_name), chosen, rejected, tie)
+    name = given[0]
     if name == "HH-RLHF":
         chosen, rejected = (v.strip() if isinstance(v, str) else v for v in (chosen, rejected))
     return Reading(name, _finish(given, row, input_name), chosen, rejected, tie)
@@ -128,8 +126,8 @@ def _answer_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple
         )
     if not {"chosen", "rejected"} & set(row) and {"label", "kto_tag"} & set(row) and len(row) > 1:
         raise SettingError(
-            "lacks 'chosen' and 'rejected': single answers with a label (KTO) are no pairs; put a good and a bad answer "
-            "to each prompt into one row, as 'chosen' and 'rejected'"
+            "lacks 'chosen' and 'rejected': single answers with a label (KTO) are no pairs; put a good and a bad "
+            "answer to each prompt into one row, as 'chosen' and 'rejected'"
         )
     missing = " and ".join(repr(name) for name in ("chosen", "rejected") if name not in row)
     raise SettingError(
@@ -152,12 +150,13 @@ def _structure(value: Any) -> Any:
         ):
             return value  # a text that happens to be JSON
         raise SettingError(
-            "holds a list of turns written as a text, and not as JSON; store the turns themselves, as JSON lines or Parquet"
+            "holds a list of turns written as a text, and not as JSON; store the turns themselves, as "
+            "JSON lines or Parquet"
         )
     return parsed
 
 
-def _own_side(side: str, value: Any, input_name: str | None, variables: Collection[str]) -> Any:
+def _own_side(side: str, value: Any, variables: Collection[str]) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {k: (_only_answer(turns_of(v), side) if k in variables and is_messages(v) else v) for k, v in value.items()}
@@ -244,7 +243,8 @@ def _finish(given: Given | Sequence[Turn] | None, row: Mapping[str, Any], input_
     """The prompt as a value, with the system text of a column of its own."""
     if given is None:
         raise SettingError(_no_prompt(row, str(input_name)))
-    turns = list(given[1] if isinstance(given, tuple) and isinstance(given[0], str) else given)  # type: ignore[arg-type]
+    found: Any = given[1] if isinstance(given, tuple) and isinstance(given[0], str) else given
+    turns: list[Turn] = list(found)
     for column in SYSTEMS:
         value = row.get(column)
         if column == input_name or value is None or value == "":
@@ -320,11 +320,11 @@ def _shared(chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], str, 
 def _implicit(
     row: Mapping[str, Any], chosen: Any, rejected: Any, input_name: str, used: Collection[str]
 ) -> tuple[str, str, str]:
-    """(what two texts share, the rest of each): TRL's rule, but no word is cut in two and no blank left before a rest."""
+    """(what two texts share, the rest of each): TRL's rule, without cutting a word and without blanks before a rest."""
     others = [k for k, v in row.items() if k not in used and v not in (None, "", []) and not _is_remark(k, v)]
     if others or not (isinstance(chosen, str) and isinstance(rejected, str) and chosen and rejected):
         raise SettingError(_no_prompt(row, input_name))
-    prompt = extract_prompt({"chosen": chosen, "rejected": rejected})["prompt"]
+    prompt = str(extract_prompt({"chosen": chosen, "rejected": rejected})["prompt"])
     following = {side[len(prompt) : len(prompt) + 1] for side in (chosen, rejected)}
     if not all(c.isspace() for c in following if c) and not prompt[-1:].isspace():
         prompt = re.sub(r"\S+\Z", "", prompt)

@@ -1,4 +1,4 @@
-"""Turns of a conversation in the shapes that data sets give them: OpenAI's, ShareGPT's, content parts, HH-RLHF's text."""
+"""Turns of a conversation as data sets give them: OpenAI's, ShareGPT's, content parts, HH-RLHF's text."""
 
 import re
 from collections.abc import Mapping, Sequence

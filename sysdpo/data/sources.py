@@ -149,7 +149,7 @@ def summary(found: Understood) -> str:
 def split(
     pairs: Sequence[Any], evaluation: float, validation: float, seed: int, limit: int | None = None
 ) -> PreferenceData:
-    """Shuffle once, then hold out by prompt: evaluation rows first, validation pairs next (as `train_test_split`: ceil).
+    """Shuffle once, then hold out by prompt: evaluation first, validation next (as `train_test_split`: ceil).
 
     Pairs of a prompt that is held out are never trained on: those beyond the number asked for are left out.
     """

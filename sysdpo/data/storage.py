@@ -71,7 +71,7 @@ def load_rows(path: Path, setting: str = "dataset.path", split: str | None = Non
         loaded = load_from_disk(str(path))
     except FileNotFoundError as error:
         raise SettingError(
-            f"{setting}={path}: is neither a file nor a folder that `datasets` has written; one of its files is missing."
+            f"{setting}={path}: is neither a file nor a folder that `datasets` has written; a file is missing."
         ) from error
     except Exception as error:  # a file of it is truncated, empty or foreign: of whatever library reads it
         said = plain(" ".join(str(error).split()))[:120]

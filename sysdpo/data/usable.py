@@ -157,9 +157,12 @@ def cut(pair: Pair, system: CompoundSystem) -> Pair | None:
     if not texts:
         return None
     name = max(texts, key=lambda n: len(texts[n]))
-    kept, too_many = 0, len(texts[name])
     if not _fits(_shortened(pair, name, 0), system):
         return None
+    kept, too_many = 0, 256
+    while too_many < len(texts[name]) and _fits(_shortened(pair, name, too_many), system):
+        kept, too_many = too_many, 2 * too_many
+    too_many = min(too_many, len(texts[name]))
     while too_many - kept > 1:
         middle = (kept + too_many) // 2
         kept, too_many = (middle, too_many) if _fits(_shortened(pair, name, middle), system) else (kept, middle)
@@ -198,7 +201,7 @@ def _shortened(pair: Pair, name: str, length: int) -> Pair:
     return replace(pair, inputs={**pair.inputs, name: text})
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def _with_pictures(pair: Pair, system: CompoundSystem, folder: Path | None) -> Pair:

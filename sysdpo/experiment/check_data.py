@@ -1,4 +1,4 @@
-"""What is understood of a data set: format, rows, lengths in tokens, dropped rows, three examples as the models see them."""
+"""What is understood of a data set: format, rows, lengths, dropped rows, three examples as the models see them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,8 +26,8 @@ def check_data(config: DictConfig) -> str:
     """The report on `dataset`, read as a run of this configuration would read it."""
     if not str(config.dataset.get("_target_")).endswith(".Recorded"):
         raise SettingError(
-            f"dataset={config.dataset.name}: is made by sampling, so there is no file to check; name one: dataset=jsonl "
-            "dataset.path=FILE"
+            f"dataset={config.dataset.name}: is made by sampling, so there is no file to check; name one: "
+            "dataset=jsonl dataset.path=FILE"
         )
     content: dict[str, Any] = OmegaConf.to_container(config.dataset, resolve=True)  # type: ignore[assignment]
     source: Recorded = instantiate({k: v for k, v in content.items() if k != "name"})

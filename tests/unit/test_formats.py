@@ -166,7 +166,7 @@ class TestCases:
             Recorded(str(cases / f"{name}.jsonl")).read(system, False)
 
 
-# ---- siblings ----------------------------------------------------------------------------------------------------------
+# ---- siblings --------------------------------------------------------------------------------------------------------
 
 PLAIN = {"prompt": QUESTION, "chosen": "Paris.", "rejected": "Pisa."}
 SAME: dict[str, dict[str, Any]] = {
@@ -349,7 +349,7 @@ class TestConversation:
         assert codec.prompt_ids({"x": SYSTEM_TEXT + USER}) == codec.prompt_ids(pair.inputs)
 
 
-# ---- hostile rows ------------------------------------------------------------------------------------------------------
+# ---- hostile rows ----------------------------------------------------------------------------------------------------
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 VALUES = st.recursive(
@@ -365,8 +365,8 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 COLUMNS = st.sampled_from(
-    ["x", "prompt", "question", "instruction", "input", "system", "conversations", "messages", "history", "chosen", "rejected",
-     "status", "score_chosen", "score_rejected", "preferred_output", "non_preferred_output", "label"]
+    ["x", "prompt", "question", "instruction", "input", "system", "conversations", "messages", "history", "chosen",
+     "rejected",     "status", "score_chosen", "score_rejected", "preferred_output", "non_preferred_output", "label"]
 )  # fmt: skip
 
 
@@ -377,7 +377,11 @@ def test_any_rows_are_read_or_refused_in_one_line(rows: list[dict[str, Any]]) ->
     try:
         found = understand(rows, graph, needs_intermediates=False)
     except SettingError as error:
-        assert "\n" not in str(error)
+        said = str(error)
+    else:
+        said = ""
+    assert "\n" not in said
+    if said:
         return
     assert len(found.pairs) + sum(map(len, found.dropped.values())) == len(rows)
     for pair in found.pairs:
@@ -400,7 +404,7 @@ def test_a_text_is_kept_to_the_character(question: str, better: str, worse: str)
     row = {"prompt": question, "chosen": better, "rejected": worse}
     try:
         (pair,) = understand([row], system.graph, needs_intermediates=False).pairs
-    except SettingError as error:  # half characters
-        assert "half a character" in str(error)
+    except SettingError:
+        assert any("\ud800" <= c <= "\udfff" for c in question + better + worse)
         return
     assert (pair.inputs["x"], pair.chosen["z"], pair.rejected["z"]) == (question, better, worse)

@@ -69,7 +69,7 @@ def _decoded(content: bytes, size: int) -> Image.Image:
         said = plain(" ".join(str(error).split()))[:100]
         raise SettingError(f"the image cannot be read ({said}); it is truncated or no image file.") from error
     if getattr(picture, "n_frames", 1) != 1:
-        raise SettingError(f"the image has {picture.n_frames} frames; store one of them.")
+        raise SettingError(f"the image has {getattr(picture, 'n_frames', 0)} frames; store one of them.")
     width, height = picture.size
     raise SettingError(f"the image has {height} x {width} pixels where the model has {size} x {size}; resize it.")
 

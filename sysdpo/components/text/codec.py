@@ -5,7 +5,7 @@ import logging
 import string
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -153,10 +153,17 @@ class TextCodec:
             )
         return ids
 
+    @cached_property
+    def character_limit(self) -> int:
+        """Characters beyond which no prompt fits: every token of the context as long as the vocabulary's longest."""
+        if self.max_length is None:
+            return TEXT_LIMIT
+        return min(TEXT_LIMIT, max(map(len, self.tokenizer.get_vocab())) * self.max_length)
+
     def check_length(self, parents: Mapping[str, Any], drafts: Mapping[str, int]) -> None:
         """Refuse a prompt that exceeds the context, or will once its parents are drawn ({parent: its most tokens})."""
         longest = sum(len(value) for value in parents.values() if isinstance(value, str))
-        if longest > TEXT_LIMIT:  # not even worth the memory of its tokens
+        if longest > self.character_limit:  # not even worth the memory of its tokens
             raise TooLong(f"a prompt of {longest} characters is longer than any context; shorten the prompt.")
         ids = self.prompt_ids(parents)
         text = f"{self.prompt.template(parents)}{self.prompt.system or ''}"
