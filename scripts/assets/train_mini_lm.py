@@ -41,8 +41,12 @@ ARCHITECTURE = {
 def train(args: argparse.Namespace, codecs: dict[str, TextCodec], vocab_size: int) -> tuple[LlamaForCausalLM, float]:
     torch.manual_seed(args.seed)
     tokenizer = codecs["draft"].tokenizer
-    tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **tokens, **ARCHITECTURE))
+    tokens: dict[str, Any] = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **{**tokens, **ARCHITECTURE}))
     bring_cases_together(model, tokenizer)
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.dim() == 1 or "embed" in name]
@@ -70,7 +74,8 @@ def train(args: argparse.Namespace, codecs: dict[str, TextCodec], vocab_size: in
 @torch.no_grad()
 def bring_cases_together(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
     """A word in upper case starts as the word and a vector common to all: which words belong together is given."""
-    embedding = model.get_input_embeddings().weight
+    embeddings: Any = model.get_input_embeddings()
+    embedding: torch.Tensor = embeddings.weight
     tokens = tokenizer.get_vocab()
     common = torch.randn(embedding.shape[1]) * model.config.initializer_range
     for token, index in tokens.items():

@@ -15,7 +15,8 @@ CACHES = ("past_key_values", "cache_params")
 def accepts(model: Any, argument: str) -> bool:
     """Whether the model's forward names this argument; one that it does not name could be swallowed unread."""
     wrapped = getattr(model, "get_base_model", None)
-    return argument in _parameters(type(wrapped() if wrapped is not None else model))
+    kind: Any = type(wrapped() if wrapped is not None else model)
+    return argument in _parameters(kind)
 
 
 @lru_cache(maxsize=256)

@@ -149,7 +149,8 @@ def test_annotations_are_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Of a part of anybody's, which would fail if it were imported."""
     (tmp_path / "their_parts.py").write_text(
         "raise RuntimeError('imported')\n"
-        "from typing import Literal, Optional\nfrom dataclasses import dataclass\nfrom collections.abc import Sequence\n"
+        "from typing import Literal, Optional\nfrom dataclasses import dataclass\n"
+        "from collections.abc import Sequence\n"
         "Way = Literal['up', 'down']\n"
         "class A:\n    def __init__(self, n: int, x: 'float | None' = None, *, way: Way = 'up', free=1): ...\n"
         "class B(A):\n    pass\n"

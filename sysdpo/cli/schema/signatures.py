@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sysdpo.cli.schema.kinds import ANY, Kind, kind
 
@@ -54,7 +55,7 @@ def _read(module: str, node: Definition) -> Signature | None:
         return _of_arguments(module, made, skip=1)
     inherited: dict[str, Kind] = {}
     for base in reversed(node.bases):
-        above = _definition_of_name(module, ast.unparse(base))
+        above: Any = _definition_of_name(module, ast.unparse(base))
         if above is None:
             if ast.unparse(base) not in ("object", "Protocol", "ABC"):
                 return None
@@ -153,11 +154,11 @@ def _definition_of_name(
             return module, node.value
         if aliases and isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == name:
             return module, node.value
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            for imported in node.names:
+    for part in ast.walk(tree):
+        if isinstance(part, ast.ImportFrom):
+            for imported in part.names:
                 if (imported.asname or imported.name) == name:
-                    return _definition_of_name(_absolute(module, node), imported.name, aliases, depth + 1)
+                    return _definition_of_name(_absolute(module, part), imported.name, aliases, depth + 1)
     return None
 
 

@@ -144,6 +144,9 @@ class PatchComponents:
         self.mean, self.basis, self.scale = mean.float(), basis.float(), scale.float()
         self.latent_shape = (basis.shape[1], image_size // self.factor, image_size // self.factor)
 
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
+
     def encode(self, pixels: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(pixels * 2 - 1, self.factor).permute(0, 2, 3, 1)  # [N, h, w, P]
         mean, basis, scale = (part.to(pixels.device) for part in (self.mean, self.basis, self.scale))

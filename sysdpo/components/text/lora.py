@@ -107,7 +107,7 @@ def _check(adapted: PeftModel, model: PreTrainedModel, original: Tensor, keys: M
     try:
         with torch.no_grad():
             for parameter in trained:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
         with adapted.disable_adapter():
             off = moved()
     finally:
@@ -124,7 +124,7 @@ def _check(adapted: PeftModel, model: PreTrainedModel, original: Tensor, keys: M
 def load_adapter(model: PeftModel, folder: str, device: torch.device) -> None:
     """Take trained weights that PEFT wrote; every trained weight must be in the folder."""
     try:
-        result = set_peft_model_state_dict(model, load_peft_weights(folder, device=str(device)))
+        result: Any = set_peft_model_state_dict(model, load_peft_weights(folder, device=str(device)))
     except Exception as error:
         raise SettingError(f"{folder}: no adapter that fits model.lora: {_line(error)}") from error
     absent = [name for name in result.missing_keys if "lora_" in name]

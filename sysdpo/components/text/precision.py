@@ -7,11 +7,12 @@ with the policy's embeddings and norms in fp32, the reference has its own there,
 import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -22,7 +23,7 @@ def masters(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def widened_copy(model: nn.Module) -> nn.Module:
+def widened_copy(model: Model) -> Model:
     """A frozen copy that computes under autocast as `masters(model)` does, at 16 bits for what only is multiplied."""
     frozen = copy.deepcopy(model).requires_grad_(False)
     multiplied = {id(m.weight) for m in frozen.modules() if isinstance(m, nn.Linear)}

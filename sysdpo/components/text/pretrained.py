@@ -141,7 +141,8 @@ def _config_and_tokenizer(
 
 
 def _check_vocabulary(source: str | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,operator]
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
     if tokenizer.vocab_size > rows:  # tokens added on top are asked for by name only: Gemma 3's last is an image
         raise SettingError(
             f"{_named(source)}: its tokenizer has {tokenizer.vocab_size} tokens and the model {rows}; they do not "

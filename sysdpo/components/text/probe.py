@@ -224,7 +224,7 @@ def probe_tokens(model: PreTrainedModel, n: int, seed: int = 0) -> list[int]:
     config = model.config.get_text_config().to_dict()
     named = [v if isinstance(v, list) else [v] for key, v in config.items() if key.endswith("token_id")]
     special = {token for tokens in named for token in tokens}
-    embeddings = model.get_input_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     size = min(int(embeddings.weight.shape[0]), int(config.get("vocab_size") or math.inf))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(size, (4 * n + 64,), generator=generator).tolist()

@@ -8,6 +8,7 @@ is tokenised. Contents without any give the very ids of `apply_chat_template`.
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -42,9 +43,11 @@ class ChatTemplate:
         added = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._trimmed = {name: (token.lstrip, token.rstrip) for name, token in added.items()}
         names = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
-        self.control: dict[str, int] = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names if name}
+        ids: Any = tokenizer.convert_tokens_to_ids([name for name in names if name])
+        self.control: dict[str, int] = dict(zip([name for name in names if name], map(int, ids), strict=True))
         self._pattern = re.compile("|".join(map(re.escape, self.control)) or r"(?!)")
-        self.knows_system, self.end, self._told = True, None, False
+        self.knows_system, self._told = True, False
+        self.end: int | None = None
         if self.exists:
             self._undated = _undated(tokenizer)
             self._learn()

@@ -75,7 +75,7 @@ class Task(NamedTuple):
         task += [{"check": "ends", "text": form.ending}] if form.ending else []
         task += [{"check": "begins", "text": form.opening}] if form.opening else []
         if core.ordered:
-            words = {"check": "sequence", "wanted": list(core.known), "others": beside}
+            words: dict[str, Any] = {"check": "sequence", "wanted": list(core.known), "others": beside}
         else:
             words = {"check": "picks", "known": list(core.known), "n": core.n, "others": beside}
         return json.dumps({"task": task, "gate": [words]})

@@ -8,7 +8,7 @@ something to be aligned. The rates were set by the score of the untrained system
 """
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sysdpo.tasks.mini.tasks import ENDINGS, MARKS, OPENINGS, Core, Format, Task
 
@@ -59,7 +59,7 @@ def answer(task: Task, drafted: Attempt, rng: random.Random, rates: Rates = IMPE
     """A second model's answer with a draft at hand."""
     words = drafted.words if rng.random() < rates.answer_keeps_words else _own_words(task.core, rng, rates)
     own = _form(task.form, rng, [rates.answer_wish] * 4, rates)
-    kept = [
+    kept: list[Any] = [
         of_draft if rng.random() < rates.answer_keeps_form else fresh
         for of_draft, fresh in zip(drafted.form, own, strict=True)
     ]
@@ -69,7 +69,7 @@ def answer(task: Task, drafted: Attempt, rng: random.Random, rates: Rates = IMPE
 def write(task: Task, planned: Attempt, rng: random.Random, rates: Rates = IMPERFECT) -> Attempt:
     """A second model's answer from a plan; noted values are taken from the plan, wrong ones too."""
     words = planned.words if rng.random() < rates.write_keeps_words else _own_words(task.core, rng, rates)
-    merged = [noted if noted else asked for noted, asked in zip(planned.form, task.form, strict=True)]
+    merged: list[Any] = [noted if noted else asked for noted, asked in zip(planned.form, task.form, strict=True)]
     each = [rates.write_noted if noted else rates.write_unnoted for noted in planned.form]
     return Attempt(words, _form(Format(*merged), rng, each, rates))
 
