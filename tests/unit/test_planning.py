@@ -128,11 +128,13 @@ class RealUpdate:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_plan_lies_on_the_safe_side_of_a_real_update_by_at_most_fifteen_percent(checkpointing: bool) -> None:
+def test_the_plan_lies_on_the_safe_side_of_a_real_update_by_at_most_two_percent(checkpointing: bool) -> None:
     update = RealUpdate(checkpointing=checkpointing)
     real = peak_allocated(update) + update.gradients
+    if checkpointing:  # each of two times three layers keeps the state of the random numbers, which no GPU holds
+        real -= 2 * 3 * torch.get_rng_state().nbytes
     planned = update.planned()
-    assert real <= planned.peak <= 1.15 * real
+    assert real <= planned.peak <= 1.02 * real
     if checkpointing:
         update.config.llm.gradient_checkpointing = False
         without = update.planned()
