@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mini_lm_batches import MAX_NEW_TOKENS, collate, completion_loss, encode
+from mini_lm_batches import MAX_NEW_TOKENS, SYSTEMS, collate, completion_loss, encode
 from transformers import PreTrainedModel
 
 from sysdpo.components.text.codec import Prompt, TextCodec
@@ -18,7 +18,7 @@ from sysdpo.components.text.pretrained import load_causal_lm
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.tasks.mini import teachers
 from sysdpo.tasks.mini.instructions import draw_tasks
-from sysdpo.tasks.mini.roles import SYSTEMS, turns, user_prompts
+from sysdpo.tasks.mini.roles import turns, user_prompts
 from sysdpo.tasks.mini.tasks import FAMILIES, Task
 from sysdpo.tasks.mini.teachers import IMPERFECT
 from sysdpo.tasks.mini.tokenizer import vocabulary
@@ -60,7 +60,7 @@ def evaluate(folder: Path, tasks: int, seed: int) -> dict[str, Any]:
     model, tokenizer = load_causal_lm(str(folder.resolve()), dtype="float32", device="cpu")
     speakers = {
         role: LanguageModel(model, tokenizer, Prompt(user), generation=GENERATION, max_new_tokens=MAX_NEW_TOKENS)
-        for role, user in user_prompts().items()
+        for role, user in user_prompts(SYSTEMS).items()
     }
     codecs = {role: speaker.codec for role, speaker in speakers.items()}
     drawn = list(islice(draw_tasks("evaluation", seed), tasks))

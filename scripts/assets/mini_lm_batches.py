@@ -12,6 +12,10 @@ from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.tasks.mini.instructions import draw_tasks
 from sysdpo.tasks.mini.roles import Turn, turns, user_prompts
 
+SYSTEMS = {"two_llm": ("draft", "answer"), "planner_writer": ("plan", "write")}
+"""The systems of `conf/system/` whose models speak in this world, and the roles of `psi1` and `psi2`."""
+
+
 MAX_NEW_TOKENS = 20
 
 IGNORED = -100
@@ -22,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def role_codecs(tokenizer: PreTrainedTokenizerBase) -> dict[str, TextCodec]:
-    return {role: TextCodec(tokenizer, Prompt(user), MAX_NEW_TOKENS) for role, user in user_prompts().items()}
+    return {role: TextCodec(tokenizer, Prompt(user), MAX_NEW_TOKENS) for role, user in user_prompts(SYSTEMS).items()}
 
 
 def encode(said: Mapping[str, Turn], codecs: Mapping[str, TextCodec]) -> dict[str, Example]:

@@ -216,6 +216,7 @@ def draw_samples(
     inputs = [v.name for v in system.graph.inputs]
     done = kept_rows(partial)
     done = done[: len(done) // batch_size * batch_size]  # whole batches: a text is drawn in the same company again
+    partial.parent.mkdir(parents=True, exist_ok=True)
     remove(partial)
     append_rows(partial, done, 0)
     requests = [(i, k) for i in range(len(prompts)) for k in range(n)]

@@ -161,6 +161,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def append_line(path: Path, row: Any) -> None:
     """One line more; a torn one, of a writer that died or found no room, does not count when the file is read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with explained(path), path.open("ab", buffering=0) as file:
         line = (json.dumps(row) + "\n").encode()
         while line:  # a disk that is nearly full takes a part first, then refuses

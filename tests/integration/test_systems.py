@@ -72,8 +72,8 @@ def outside(tmp_path: Path) -> list[str]:
     folder.mkdir(parents=True)
     (folder / "newspaper.yaml").write_text(OUTSIDE)
     data = tmp_path / "pairs.jsonl"
-    row = {"x": "q", "chosen": {"summary": "s", "answer": "good"}, "rejected": {"summary": "t", "answer": "bad"}}
-    data.write_text((json.dumps(row) + "\n") * 4)
+    row = {"chosen": {"summary": "s", "answer": "good"}, "rejected": {"summary": "t", "answer": "bad"}}
+    data.write_text("".join(json.dumps({"x": f"q{i}", **row}) + "\n" for i in range(4)))
     options = ["system=newspaper", "scale=smoke", "dataset=jsonl", f"dataset.path={data}", "dataset.validation=1"]
     return ["--config-dir", str(tmp_path / "my_conf"), *options, "training.steps=2", f"outputs={tmp_path}"]
 

@@ -68,7 +68,7 @@ def test_the_readings_show_what_was_given_back() -> None:
         (["method=separate_dpo"], "trainer=separate"),
         (["method=prompted"], "no component has trainable weights"),
         (["benchmark.rows=0"], "benchmark.rows=0: must be a whole number, at least 1"),
-        (["benchmark.longest_prompt=5000"], "benchmark.longest_prompt=5000: a prompt of 5"),
+        (["benchmark.longest_prompt=5000"], "benchmark.longest_prompt=5000: row 0: a prompt of 5"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(overrides: list[str], message: str) -> None:

@@ -3,7 +3,6 @@
 import gzip
 import json
 import random
-import re
 import resource
 import sys
 from pathlib import Path
@@ -170,10 +169,8 @@ def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:
 
 
 def test_nothing_acts_on_the_terminal() -> None:
-    hostile = "a\x1b[31mb\x1b]0;title\x07c\x9b1md\x08\x00e\u202ef\u2066\ud83dg\r\nh\x1bMi"
-    for shown in (plain(hostile), one_line(SettingError(hostile))):
-        assert re.sub("[^a-i]", "", shown.replace("title", "")) == "abcdefghi"
-        assert all(c.isprintable() or c in "\n\t" for c in shown)
+    hostile = "a\x1b[31mb\x9b1mc\x08\x00d\u202ee\u2066\ud83df\r\ng"
+    assert one_line(SettingError(hostile)) == "a\ufffd[31mb\ufffd1mc\ufffd\ufffdd\ufffde\ufffd\ufffdf g"
     alphabet = [chr(i) for i in (*range(0x20), 0x7F, *range(0x80, 0xA0))] + ["\x1b[", "\x1b]", "é", "漢", "👩‍👩‍👧"]
     for seed in range(200):
         text = "".join(random.Random(seed).choices(alphabet, k=30))

@@ -12,11 +12,12 @@ from sysdpo.components.text.pretrained import SHIPPED, load_causal_lm
 from sysdpo.experiment.build import build_system
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.tasks.mini.instructions import make_instructions
-from sysdpo.tasks.mini.roles import SYSTEMS, user_prompts
+from sysdpo.tasks.mini.roles import user_prompts
 from sysdpo.tasks.mini.tokenizer import build_tokenizer
 from sysdpo.tasks.verifiable.score import score
 from tests.composed import compose_mini
 
+SYSTEMS = {"two_llm": ("draft", "answer"), "planner_writer": ("plan", "write")}
 FOLDER = SHIPPED["mini_lm"]
 
 
@@ -59,7 +60,11 @@ def test_a_planner_plans_and_a_drafter_answers() -> None:
     said = {}
     for role in ("draft", "plan"):
         speaker = LanguageModel(
-            model, tokenizer, Prompt(user_prompts()[role]), generation=MonteCarlo(1.0, 1.0, False), max_new_tokens=20
+            model,
+            tokenizer,
+            Prompt(user_prompts(SYSTEMS)[role]),
+            generation=MonteCarlo(1.0, 1.0, False),
+            max_new_tokens=20,
         )
         said[role] = [row[0] for row in speaker.sample([{"x": row["x"]} for row in asked], 1, list(range(40)))]
     assert all(text.startswith("take ") for text in said["plan"])

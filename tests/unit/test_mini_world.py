@@ -17,6 +17,7 @@ from sysdpo.tasks.verifiable.score import score
 
 SHARES: tuple[Share, ...] = ("base", "train", "evaluation")
 
+SYSTEMS = {"two_llm": ("draft", "answer"), "planner_writer": ("plan", "write")}
 SORTING = Task(
     "sorting",
     Core("sort pear apple fig", ("apple", "fig", "pear"), 3, True, ("kiwi",)),
@@ -95,7 +96,7 @@ def test_every_word_that_prompts_and_teachers_use_is_a_token_and_comes_back() ->
     tokenizer = build_tokenizer()
     assert 400 <= len(tokenizer) == len(vocabulary()) <= 600
     assert tokenizer.eos_token == "<|im_end|>"
-    users = user_prompts()
+    users = user_prompts(SYSTEMS)
     for said in islice(turns(draw_tasks("train", 0), 0), 400):
         for role, turn in said.items():
             question = [{"role": "user", "content": users[role].format(**turn.parents)}]

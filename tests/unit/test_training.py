@@ -346,7 +346,7 @@ class TestFreezing:
 
     def test_unknown_and_untrainable_names_are_refused(self, tmp_path: Path) -> None:
         system = make_with_tool()
-        with pytest.raises(SettingError, match=r"train: unknown 'psi9'"):
+        with pytest.raises(SettingError, match=r"train: this system has no component 'psi9'"):
             system.train_only(["psi9"])
         system.train_only(["search"])
         with pytest.raises(SettingError, match="no component has trainable weights"):
@@ -400,7 +400,7 @@ def test_the_log_tells_what_the_samples_were_worth(tmp_path: Path) -> None:
     assert means["sampling/total_variation"] == pytest.approx(sum(r["sampling/total_variation"] for r in rows) / 2)
     assert means["grad_norm/psi1"] == pytest.approx(sum(r["grad_norm/psi1"] for r in rows) / 2)
     assert not any("validation" in name or name == "grad_norm" for name in means)
-    assert sampling_means(train(system, pairs, tmp_path / "direct", steps=1)) == {}
+    assert sampling_means(train(make_two_llm(), pairs, tmp_path / "direct", steps=1)) == {}
 
 
 def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:

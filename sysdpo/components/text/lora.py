@@ -154,12 +154,17 @@ def rehearse_saving(model: PeftModel, load: Callable[[str], None]) -> None:
             raise SettingError(f"model.lora: adapters with these keys cannot be saved: {_line(error)}") from error
         finally:
             now = dict(model.named_parameters())
-            lost = [name for name, value in before.items() if not torch.equal(now[name].detach(), value)]
+            lost = [name for name, value in before.items() if not _same(now[name].detach(), value)]
             with torch.no_grad():
                 for name, value in before.items():
                     now[name].copy_(value)
     if lost:
         raise SettingError(f"model.lora: {lost[0]} is trained, but PEFT does not save it; leave out its key.")
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal, a NaN to a NaN too: what is wrong with it is another check's to say."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _line(error: Exception) -> str:

@@ -11,9 +11,6 @@ from sysdpo.tasks.mini import teachers
 from sysdpo.tasks.mini.tasks import Task
 from sysdpo.tasks.mini.teachers import IMPERFECT, SKILLED
 
-SYSTEMS = {"two_llm": ("draft", "answer"), "planner_writer": ("plan", "write")}
-"""The systems of `conf/system/` whose models speak in this world, and the roles of `psi1` and `psi2`."""
-
 
 class Turn(NamedTuple):
     """What a role is given, by the names of its parents, and what it says to that."""
@@ -22,10 +19,14 @@ class Turn(NamedTuple):
     text: str
 
 
-def user_prompts() -> dict[str, str]:
-    """Each role's question as its system in `conf/system/` puts it; there is no system prompt in this world."""
+def user_prompts(systems: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Each role's question as its system in `conf/system/` puts it; there is no system prompt in this world.
+
+    Args:
+        systems: `{name in conf/system: the roles of its psi1 and psi2}`.
+    """
     prompts = {}
-    for system, roles in SYSTEMS.items():
+    for system, roles in systems.items():
         content: Any = OmegaConf.to_container(OmegaConf.load(CONF / "system" / f"{system}.yaml"), resolve=False)
         for role, component in zip(roles, ("psi1", "psi2"), strict=True):
             prompts[role] = content["components"][component]["prompt"]["user"]
