@@ -27,6 +27,7 @@ from sysdpo.planning.rehearsal import counted_tokens
 from sysdpo.planning.workload import Workload
 from sysdpo.runs.folder import environment, read_jsonl
 from sysdpo.system import CompoundSystem
+from sysdpo.training.checkpoints import load_trainable, trainable_state
 from sysdpo.training.loop import Trainer, check_training
 from sysdpo.training.objectives import Sampling
 
@@ -92,6 +93,7 @@ class Benchmark:
 
     def __init__(self, config: DictConfig, system: CompoundSystem, objective: Any, memory: Memory) -> None:
         self.config, self.system, self.objective, self.memory = config, system, objective, memory
+        self.untrained = trainable_state(system)
         self.elements = int(config.system.get("captions_per_prompt", 1))
         self.text = int(config.benchmark.text)
         asked = config.benchmark
@@ -176,6 +178,7 @@ class Benchmark:
             patience=None,
         )
         folder.mkdir()
+        load_trainable(self.system, self.untrained)  # each measurement is a training of its own
         return Trainer(self.system, self.objective, self.made(prompt).pairs(pairs * steps), [], settings, folder)
 
     def checkpoint(self, trainer: Trainer, phases: Phases) -> Measured:
