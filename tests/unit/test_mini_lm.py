@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 from sysdpo.components.text.codec import Prompt
 from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.components.text.pretrained import SHIPPED, load_causal_lm
+from sysdpo.errors import SettingError
 from sysdpo.experiment.build import build_system
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.tasks.mini.instructions import make_instructions
@@ -69,3 +70,12 @@ def test_a_planner_plans_and_a_drafter_answers() -> None:
         said[role] = [row[0] for row in speaker.sample([{"x": row["x"]} for row in asked], 1, list(range(40)))]
     assert all(text.startswith("take ") for text in said["plan"])
     assert not any(text.startswith("take ") for text in said["draft"])
+
+
+def test_words_that_the_miniature_does_not_know_are_refused() -> None:
+    speaker = LanguageModel.load("mini_lm", prompt="{x}", max_new_tokens=20)
+    speaker.check_row({"x": "list two red tools in upper case"})
+    with pytest.raises(SettingError, match="the prompt has words that the model's vocabulary of 406 tokens lacks"):
+        speaker.check_row({"x": "Name a river."})
+    with pytest.raises(SettingError, match="the answer has words"):
+        speaker.check_value("the Rhine")

@@ -175,6 +175,16 @@ class TextCodec:
                 "max_new_tokens."
             )
 
+    def check_known(self, ids: Sequence[int], what: str) -> None:
+        """Refuse tokens of which one stands for an unknown word: their scores would say nothing of the text."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None and unknown not in (self.eos_token_id, self.pad_token_id) and unknown in ids:
+            known = self.tokenizer.decode([token for token in ids if token != unknown][:30], skip_special_tokens=True)
+            raise SettingError(
+                f"the {what} has words that the model's vocabulary of {len(self.tokenizer)} tokens lacks; choose a "
+                f"model that knows them (scale=laptop). What it knows of it: {str(known)[:60]!r}"
+            )
+
     def count(self, text: str) -> int:
         """How many tokens a whole text has, its end token left out."""
         return len(self._ids(text[:TEXT_LIMIT]))

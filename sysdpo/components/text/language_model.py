@@ -102,6 +102,7 @@ class LanguageModel(Component):
 
     def check_row(self, parents: Mapping[str, Value], drafts: Mapping[str, int] | None = None) -> None:
         self.codec.check_length(parents, drafts or {})
+        self.codec.check_known(self.codec.prompt_ids(parents), "prompt")
 
     def check_input(self, name: str, value: Value) -> None:
         value = as_conversation(value)
@@ -113,6 +114,7 @@ class LanguageModel(Component):
     def check_value(self, value: Value) -> None:
         if not isinstance(value, str):
             raise SettingError(f"a text is needed, not {type(value).__name__} {str(value)[:40]}; put it into quotes")
+        self.codec.check_known(self.codec.completion_ids(value[:TEXT_LIMIT]), "answer")
 
     def same(self, value: Value, other: Value) -> bool:
         return self.codec.completion_ids(value[:TEXT_LIMIT]) == self.codec.completion_ids(other[:TEXT_LIMIT])
