@@ -3,7 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +74,8 @@ class WandbLogger:
         self.wandb, self.files = wandb, RunFolder(Path(run_folder))
         self.data, self.max_artifact_mb = Path(data) if data else None, max_artifact_mb
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(
+        start = partial(
+            wandb.init,
             project=project,
             mode=mode,  # type: ignore[arg-type]
             dir=str(folder),
@@ -85,6 +88,7 @@ class WandbLogger:
             reinit="create_new",  # a multirun has several jobs in one process: never two in one run
             settings=wandb.Settings(console="off"),
         )
+        self.run = _started(start)
         # not W&B's own counter: components trained one after the other each count from 1
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -143,6 +147,18 @@ class WandbLogger:
                 return "\n".join(map(str, values))
             return self.wandb.Image(np.concatenate([np.asarray(image) for image in images], axis=1))
         return "\n".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _started(start: Callable[[], Any], tries: int = 5) -> Any:
+    """W&B's run; a moment later where the folder of one that was just killed still has this second's name."""
+    for left in reversed(range(tries)):
+        try:
+            return start()
+        except Exception as error:
+            if not left or "in use" not in str(error):
+                raise
+            time.sleep(1.1)
+    raise AssertionError
 
 
 def _artifact_name(name: str) -> str:
