@@ -24,7 +24,7 @@ from sysdpo.runs.stopping import between_updates
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.fingerprint import fingerprint
-from sysdpo.training.loop import TrainingSettings, rate_of
+from sysdpo.training.loop import TrainingSettings
 from sysdpo.training.stages import Guard, GuardedTrainer, Seal, logged_line, newest_checkpoint
 from sysdpo.training.start import check_log_ratios
 
@@ -32,8 +32,8 @@ from sysdpo.training.start import check_log_ratios
 def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: TrainingSettings, folder: Path) -> None:
     """Align every component by itself; `folder/metrics.jsonl` gets TRL's logs, one component after another.
 
-    Beta, learning rate, batch size and number of updates are those of the joint run, for each component. Training goes
-    on from the newest checkpoint of each component.
+    Beta, batch size and number of updates are those of the joint run, and so is the rate of the component that answers:
+    each text is trained as an answer. Training goes on from the newest checkpoint of each component.
     """
     if len(system.graph.finals) != 1:
         raise SettingError("trainer=separate needs a system with one final variable, whose answers it can reuse.")
@@ -75,7 +75,7 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
         ]
         if not rows:
             raise SettingError(f"trainer=separate: component {name!r} draws nothing for any of the {len(pairs)} pairs.")
-        rate = rate_of(settings, system, name)
+        rate = settings.learning_rates.get(name, settings.learning_rate)  # its text is trained as an answer
         part = {**own, "component": name, "training.learning_rate": str(rate)}
         _train_one(name, component, [r for r, _ in rows], [n for _, n in rows], settings, rate, folder, part)
 
