@@ -123,7 +123,14 @@ def test_separate_dpo_leaves_the_component_as_it_was_but_trained(tmp_path: Path)
     untrained = {name: value.detach() for name, value in system.log_prob(rows).items()}
     names = {n for n, _ in system.named_parameters()}
     trained = {n for n, p in system.named_parameters() if p.requires_grad}
-    settings = TrainingSettings(steps=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2, beta=0.1)
+    settings = TrainingSettings(
+        steps=2,
+        batch_size=4,
+        micro_batch_size=2,
+        learning_rate=1e-2,
+        intermediate_learning_rate=1e-9,  # the joint run's, under which nothing would move
+        beta=0.1,
+    )
     train_separately(system, pairs, settings, tmp_path)
     assert {n for n, _ in system.named_parameters()} == names
     assert {n for n, p in system.named_parameters() if p.requires_grad} == trained
