@@ -17,14 +17,16 @@ from sysdpo.runs.folder import read_jsonl
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem
 
+BASELINE = 1_000_000
+"""The place of the baseline's stream among a seed's: far from every row's."""
+
 
 def curve_point(
     config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]], measure: Measure
 ) -> dict[str, float]:
     """The experiment's metrics on some evaluation rows, and as `<metric>/se` their standard errors over these rows.
 
-    A baseline is the untrained system's output on the same rows. Every point draws from the same seeds, so at step 0
-    the system's outputs are the baseline's.
+    A baseline is the untrained system's output on the same rows, drawn by itself. Every point draws from the same seeds.
     """
     repeated = [row for row in rows for _ in range(measure.draws)]
     baseline = _untrained_outputs(config, system, repeated) if measure.needs_baseline else None
@@ -67,10 +69,15 @@ def _with_pictures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The untrained system's answers under this seed, made once for all rows of a table."""
+    """The untrained system's answers under this seed, made once for all rows of a table.
+
+    They are drawn from a stream of their own. From the rows' own stream, a row whose first model is untrained would
+    meet an answer to the very draft that it answers: a win rate between dependent answers, and a higher one.
+    """
+    seed = stream(config.seed, BASELINE)
     made_by = [
         without_seed(OmegaConf.to_container(config.system, resolve=True)),
-        config.seed,
+        seed,
         [[row[v.name] for v in system.graph.inputs] for row in rows],
     ]
     path = Path(config.data_folder) / f"untrained-{digest(*made_by)}.jsonl"
@@ -78,7 +85,7 @@ def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[di
         if missing:
             what = "evaluate the untrained system"
             with untrained(system):
-                outputs = generate(system, rows, config.seed, config.evaluation_batch_size, what)
+                outputs = generate(system, rows, seed, config.evaluation_batch_size, what)
             write_summed(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
     return read_jsonl(path)
 
