@@ -26,7 +26,7 @@ def curve_point(
 ) -> dict[str, float]:
     """The experiment's metrics on some evaluation rows, and as `<metric>/se` their standard errors over these rows.
 
-    A baseline is the untrained system's output on the same rows, drawn by itself. Every point draws from the same seeds.
+    A baseline is the untrained system's output on the same rows, drawn by itself. Every point has the same seeds.
     """
     repeated = [row for row in rows for _ in range(measure.draws)]
     baseline = _untrained_outputs(config, system, repeated) if measure.needs_baseline else None
