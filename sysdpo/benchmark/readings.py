@@ -14,7 +14,7 @@ from sysdpo.system import CompoundSystem
 
 T = TypeVar("T")
 
-FORGET = "/proc/self/clear_refs"
+FORGET = Path("/proc/self/clear_refs")
 """Where Linux is told to forget the largest resident set so far, by writing 5."""
 
 
@@ -27,13 +27,13 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - started
 
 
+def _gpus() -> range:
+    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
 def _wait() -> None:
     for device in _gpus():
         torch.cuda.synchronize(device)
-
-
-def _gpus() -> range:
-    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
 class Memory:
@@ -50,9 +50,13 @@ class Memory:
         self.on_gpu = system.device.type == "cuda"
 
     def now(self) -> int | None:
+        return max(map(torch.cuda.memory_allocated, _gpus())) if self.on_gpu else self._beyond("VmRSS")
+
+    def peak(self) -> int | None:
+        """At the fullest moment since the last reset."""
         if self.on_gpu:
-            return max(map(torch.cuda.memory_allocated, _gpus()))
-        return self._beyond(_resident("VmRSS"))
+            return max(map(torch.cuda.max_memory_allocated, _gpus()))
+        return self._beyond("VmHWM") if os.access(FORGET, os.W_OK) else None
 
     def reset(self) -> None:
         """Forget the fullest moment, and give back what is free."""
@@ -63,15 +67,10 @@ class Memory:
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps freed memory, as we set it to
             trim(0)
         if os.access(FORGET, os.W_OK):
-            Path(FORGET).write_text("5")
+            FORGET.write_text("5")
 
-    def peak(self) -> int | None:
-        """At the fullest moment since the last reset."""
-        if self.on_gpu:
-            return max(map(torch.cuda.max_memory_allocated, _gpus()))
-        return self._beyond(_resident("VmHWM")) if os.access(FORGET, os.W_OK) else None
-
-    def _beyond(self, resident: int | None) -> int | None:
+    def _beyond(self, field: str) -> int | None:
+        resident = _resident(field)
         return None if resident is None else resident - self.start
 
 

@@ -35,10 +35,10 @@ def report(config: Any) -> None:
 @partial(command, config_name="plan")
 def plan(config: Any) -> None:
     """memory, hours and cost of a run before anything is downloaded"""
-    from sysdpo.planning.estimate import check_plan, make_plan, render
+    from sysdpo.planning.plan import make_plan
+    from sysdpo.planning.text import render
 
-    check_plan(config)
-    print(render(make_plan(config)))
+    print(render(make_plan(config), config))
 
 
 @command

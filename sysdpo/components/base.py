@@ -1,7 +1,7 @@
 """The contract of a component: one conditional distribution p(v | Pa(v)) and its frozen reference (eq. 3)."""
 
 import pickle
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -31,11 +31,6 @@ def identity(value: Value) -> Hashable:
     if isinstance(value, list | tuple):
         return ("list", *map(identity, value))
     return value if isinstance(value, Hashable) else (type(value).__name__, pickle.dumps(value))
-
-
-Stage = tuple[int, Callable[[Any], Any]]
-"""How often a kind of work is done (0: never at one go), and one unit of it, which is given what the stage before it
-has left and returns what it leaves itself (a cache), or None."""
 
 
 class TokenSampler(Protocol):
@@ -232,6 +227,10 @@ class Component(nn.Module):
             tokens: of each text that is scored, if that is less than may be drawn; None: as many as may be drawn.
         """
 
-    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
-        """The kinds of work that it takes to draw `n` values side by side, from prompts of that many tokens."""
+    def drawing(self, n: int, prompt: int) -> Iterator[int]:
+        """Do each kind of work once that it takes to draw `n` values side by side, from prompts of that many tokens.
+
+        Yields:
+            After each kind, how often a real draw does it; 0 for work that only prepares the next kind (a full cache).
+        """
         return iter(())

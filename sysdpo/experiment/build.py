@@ -48,6 +48,13 @@ def build_system(config: DictConfig) -> CompoundSystem:
     return CompoundSystem(graph, built)
 
 
+def build_trainable(config: DictConfig) -> CompoundSystem:
+    """The system with the components trainable that the config names; without any named, all."""
+    system = build_system(config)
+    system.train_only(list(system.components) if config.train is None else list(config.train))
+    return system
+
+
 def training_settings(config: DictConfig) -> TrainingSettings:
     values: dict[str, Any] = OmegaConf.to_container(config.training, resolve=True)  # type: ignore[assignment]
     known = [f.name for f in fields(TrainingSettings)]

@@ -5,38 +5,34 @@ from typing import Any
 
 from sysdpo.planning.plan import ADAM_BYTES, GENERATOR, Plan
 from sysdpo.planning.sizes import evaluation_rows, training_prompts
-from sysdpo.system import CompoundSystem
 
 JUDGE_FRAME = 170  # tokens of the judge's own prompt
 PNG_BYTES = 1.6  # a pixel of a photograph
 
 
-def disk(plan: Plan, content: Mapping[str, Any], system: CompoundSystem) -> dict[str, float]:
+def disk(plan: Plan) -> dict[str, float]:
     """Bytes: downloads as the hub stores them (language models bf16, pipelines fp32), and what a run writes."""
-    described = {n: c.get("model", {}) for n, c in content["system"]["components"].items()}
-    described[GENERATOR] = content["dataset"].get("generator") or {}
-    downloads: dict[str, int] = {}
+    content, dataset, system = plan.content, plan.content["dataset"], plan.system
+    models = {name: component.get("model", {}) for name, component in content["system"]["components"].items()}
+    models[GENERATOR] = dataset.get("generator") or {}
+    taken: dict[str, float] = {}
     for name, part in plan.parts.items():
-        source = described.get(name, {}).get("pretrained")
         is_text = name in system.components and system.component(name).unit == "tokens"
-        if source:
-            downloads[source] = (part.parameters - part.trainable) * (2 if is_text else 4)
-    taken = {f"download {name}": float(size) for name, size in downloads.items()}
-    trainable = sum(p.trainable for p in plan.parts.values())
-    taken["checkpoint and adapters"] = trainable * (4 + ADAM_BYTES + 4 + 4)  # weights, Adam, best, adapters
-    dataset = content["dataset"]
+        if source := models.get(name, {}).get("pretrained"):
+            taken[f"download {source}"] = (part.parameters - part.trainable) * (2.0 if is_text else 4.0)
+    taken["checkpoint and adapters"] = checkpoint_bytes(plan)
     if "prompts_per_attribute" in dataset:
         samples, images = int(dataset["samples"]), int(content["system"]["captions_per_prompt"])
         pairs = training_prompts(dataset) * min(int(dataset["pairs_per_prompt"]), samples * (samples - 1) // 2)
-        taken["image pairs"] = pairs * 2 * images * PNG_BYTES * _image_size(content, system) ** 2
+        drawer: Any = system.component(str(system.graph.finals[0].component))
+        size = int(dataset["image_size"] or drawer.codec.image_size)  # at which images are stored
+        taken["image pairs"] = pairs * 2 * images * PNG_BYTES * size**2
     return taken
 
 
-def _image_size(content: Mapping[str, Any], system: CompoundSystem) -> int:
-    """Height and width at which images are stored."""
-    [final] = system.graph.finals
-    drawer: Any = system.component(str(final.component))
-    return int(content["dataset"]["image_size"] or drawer.codec.image_size)
+def checkpoint_bytes(plan: Plan) -> int:
+    """fp32: weights, Adam's moments, the best validated weights, and the adapters beside them."""
+    return sum(part.trainable for part in plan.parts.values()) * (4 + ADAM_BYTES + 4 + 4)
 
 
 def judge(content: Mapping[str, Any]) -> str:
@@ -61,5 +57,5 @@ def judge(content: Mapping[str, Any]) -> str:
 
 def judge_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The judge's settings, where the experiment asks one."""
-    asks = content["evaluation"]["_target_"].endswith("WinRates")
+    asks = str((content["evaluation"] or {}).get("_target_")).endswith("WinRates")
     return (content.get("judge") or {}) if asks else {}

@@ -6,6 +6,7 @@ die (so the bytes alive at any moment, saved activations and recomputation inclu
 the bytes it reads and writes, and that it is one kernel to launch.
 """
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -24,36 +25,34 @@ from torch.utils.flop_counter import flop_registry
 LOOKUPS = ("embedding", "index", "index_select", "gather")
 """Operations that read only the rows they return, not the whole of their input."""
 
+NO_KERNEL = ("detach", "empty", "empty_like", "lift_fresh")
+
 
 @contextmanager
-def shapes() -> Iterator[None]:
-    """Inside, tensors have no memory, and attention is the one that GPUs run: scores are never stored whole."""
+def shapes(*networks: nn.Module) -> Iterator[None]:
+    """Inside, tensors have no memory, and attention is the one that GPUs run: scores are never stored whole.
+
+    `networks`, which were built on the `meta` device, get parameters and buffers of this kind.
+    """
     # replaced by name: a function mode is off during the backward pass, where checkpointing computes again
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(F, "scaled_dot_product_attention", _attention):
+        for network in networks:
+            _as_shapes(network)
         yield
 
 
-def as_shapes(module: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Give a module that was built on the `meta` device parameters and buffers of the surrounding `shapes()`.
-
-    Args:
-        dtype: of every floating-point parameter; None keeps each one's own.
-    """
+def _as_shapes(network: nn.Module) -> None:
     made: dict[int, Tensor] = {}  # tied weights stay tied
 
     def twin(tensor: Tensor) -> Tensor:
-        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         if id(tensor) not in made:
-            made[id(tensor)] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind, device="cpu")
+            made[id(tensor)] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
         return made[id(tensor)]
 
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = nn.Parameter(twin(parameter), parameter.requires_grad)
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = twin(buffer)
+    for part in network.modules():
+        weights = {n: nn.Parameter(twin(p), p.requires_grad) for n, p in part._parameters.items() if p is not None}
+        part._parameters.update(weights)
+        part._buffers.update({name: twin(buffer) for name, buffer in part._buffers.items() if buffer is not None})
 
 
 class Meter(TorchDispatchMode):
@@ -80,21 +79,27 @@ class Meter(TorchDispatchMode):
         """Each kernel takes the longest of its arithmetic, its traffic, and the time to launch it."""
         return sum(max(f / flops_per_s, b / bytes_per_s, launch_s) * n for (f, b), n in self.kernels.items())
 
-    def reset_peak(self) -> None:
+    def restart(self) -> None:
+        """Forget what has run; what is alive stays."""
+        self.kernels.clear()
         self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:  # for a log or a memory: no number is known, 0 is one
             return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        taken = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = {t.untyped_storage()._cdata for t in taken}
         out = func(*args, **kwargs)
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         for tensor in made:
             if tensor.untyped_storage()._cdata not in given:  # a view of a weight is no new memory
                 self._watch(tensor)
-        if not func.is_view and func._overloadpacket.__name__ not in ("detach", "empty", "empty_like", "lift_fresh"):
-            self._count(func, args, kwargs, out, made)
+        packet = func._overloadpacket
+        if not func.is_view and packet.__name__ not in NO_KERNEL:
+            flops = int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
+            read = made if packet.__name__ in LOOKUPS else taken
+            self.kernels[flops, sum(map(_bytes, (*read, *made)))] += 1
         return out
 
     def _watch(self, tensor: Tensor) -> None:
@@ -112,23 +117,11 @@ class Meter(TorchDispatchMode):
         self._known.discard(key)
         self.live -= size
 
-    def _count(self, func: Any, args: Any, kwargs: Any, out: Any, made: list[Tensor]) -> None:
-        packet = func._overloadpacket
-        flops = int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
-        written = sum(map(_bytes, made))
-        if packet.__name__ in LOOKUPS:
-            moved = 2 * written
-        else:
-            moved = written + sum(_bytes(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
-        self.kernels[flops, moved] += 1
-
 
 def _bytes(tensor: Tensor) -> int:
     """Of its elements; an expanded tensor is read once."""
-    elements = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        elements *= size if stride else 1
-    return elements * tensor.element_size()
+    sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return math.prod(sizes) * tensor.element_size()
 
 
 def _attention(

@@ -1,34 +1,29 @@
-"""The system's own code run on shapes: an update of the trainer's objective, and each stage of drawing."""
+"""The system's own code run on shapes: an update of the trainer's objective, and the drawing of values."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sysdpo.system as walk
 from sysdpo.components.base import Component
 from sysdpo.losses import preference_loss
-from sysdpo.planning.meter import Meter, as_shapes, shapes
+from sysdpo.planning.meter import Meter, shapes
 from sysdpo.planning.workload import Workload
-from sysdpo.system import CompoundSystem, Pair
+from sysdpo.system import CompoundSystem
 from sysdpo.training.objectives import Objective, Sampling
 
 
-@dataclass(frozen=True)
-class Update:
-    """A micro-batch, forward and backward; bytes beyond weights and optimizer.
+class Update(NamedTuple):
+    """A micro-batch, forward and backward: its bytes beyond weights and optimizer, gradients included, its kernels,
+    what each component's own forward pass keeps, and the tokens in forward passes with gradients."""
 
-    saved: what each component's own forward pass keeps; peak: the most at any moment, gradients included; tokens: in
-    forward passes with gradients.
-    """
-
-    saved: dict[str, int]
-    peak: int
     meter: Meter
+    saved: dict[str, int]
     tokens: int
 
 
@@ -41,44 +36,37 @@ def rehearse_update(
         system: on the meta device, and told to rehearse (`Component.rehearse`).
         workload: of the pairs, and of the samples that SysDPO-Sampling would have drawn.
     """
-    meter = Meter()
-    with shapes(), ExitStack() as stack:
-        for name in system.components:
-            _as_shapes(system.component(name))
-        tokens = stack.enter_context(counted_tokens(system))
-        if isinstance(preference, Sampling):
-            k = preference.strategy.k
-            stack.enter_context(patch.object(preference, "draw", lambda _, given, __: workload.samples(given, k)))
+    meter, saved = Meter(), Counter[str]()
+    sampled: Any = nullcontext()
+    if isinstance(preference, Sampling):
+        k = preference.strategy.k
+        sampled = patch.object(preference, "draw", lambda _, given, __: workload.samples(given, k))
+    networks = [network for name in system.components for network in _networks(system.component(name))]
+    with shapes(*networks), sampled, counted_tokens(system) as tokens, _saved(system, meter, saved):
         for repeat in range(repeats):
             some = workload.pairs(pairs, start=repeat * pairs)
+            saved.clear()
             tokens.clear()
-            meter.kernels.clear()
-            meter.reset_peak()
-            with meter, _saved(system, meter) as saved:
-                _back(system, preference, some)
-    return Update(saved, meter.peak, meter, sum(tokens))
-
-
-def _back(system: CompoundSystem, preference: Objective, pairs: Sequence[Pair]) -> None:
-    preference_loss(preference.compare(system, pairs, [p.index for p in pairs]).margin, 0.1).sum().backward()
+            meter.restart()
+            with meter:
+                preference_loss(preference.compare(system, some, range(pairs)).margin, 0.1).sum().backward()
+    return Update(meter, dict(saved), sum(tokens))
 
 
 @contextmanager
-def _saved(system: CompoundSystem, meter: Meter) -> Iterator[dict[str, int]]:
-    """Inside, by component, the bytes by which its evaluations have added to what is alive."""
-    names = {id(system.component(name)): name for name in system.components}
-    saved: dict[str, int] = {}
+def _saved(system: CompoundSystem, meter: Meter, saved: Counter[str]) -> Iterator[None]:
+    """Inside, adds to `saved`, by component, the bytes by which its evaluations add to what is alive."""
+    names = {system.component(name): name for name in system.components}
     evaluate = walk.evaluate
 
     def watched(component: Component, *more: Any) -> Tensor:
         before = meter.live
         terms = evaluate(component, *more)
-        name = names[id(component)]
-        saved[name] = saved.get(name, 0) + meter.live - before
+        saved[names[component]] += meter.live - before
         return terms
 
     with patch.object(walk, "evaluate", watched):
-        yield saved
+        yield
 
 
 @contextmanager
@@ -99,47 +87,29 @@ def counted_tokens(system: CompoundSystem) -> Iterator[list[int]]:
             hook.remove()
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Values drawn side by side: (how often, what it takes) for each stage; bytes of the cache, and at the fullest."""
+class Drawing(NamedTuple):
+    """Values drawn side by side: all kernels and the fullest moment, bytes of the cache, and steps that are repeated
+    (tokens of a text, denoising steps of an image)."""
 
-    stages: list[tuple[int, Meter]]
+    meter: Meter
     cache: int
-    peak: int
-
-    def seconds(self, *speeds: float) -> float:
-        return sum(times * meter.seconds(*speeds) for times, meter in self.stages)
-
-    @property
-    def flops(self) -> int:
-        return sum(times * meter.flops for times, meter in self.stages)
-
-    @property
-    def steps(self) -> int:
-        """Of the stage that is repeated: tokens of a text, denoising steps of an image."""
-        return max(times for times, _ in self.stages)
+    steps: int
 
 
 @torch.no_grad()
 def rehearse_drawing(component: Component, n: int, prompt: int = 0) -> Drawing:
     """`n` values at a time, behind prompts of that many tokens."""
-    stages: list[tuple[int, Meter]] = []
-    cache = peak = held = 0
-    left: Any = None
-    with shapes():
-        _as_shapes(component)
-        for times, work in component.drawing(n, prompt):
-            meter = Meter()
-            with meter:
-                left = work(left)
-            if times:
-                peak = max(peak, held + meter.peak)
-            held = meter.live if left is not None else 0
-            cache = max(cache, held)
-            stages.append((times, meter))
-    return Drawing(stages, cache, peak)
+    meter, kernels = Meter(), Counter[tuple[int, int]]()
+    peak = cache = steps = 0
+    with shapes(*_networks(component)), meter:
+        for times in component.drawing(n, prompt):
+            kernels.update({kernel: times * count for kernel, count in meter.kernels.items()})
+            peak = max(peak, meter.peak if times else 0)
+            cache, steps = max(cache, meter.live), max(steps, times)
+            meter.restart()
+    meter.kernels, meter.peak = kernels, peak
+    return Drawing(meter, cache, steps)
 
 
-def _as_shapes(component: Component) -> None:
-    for network in (*component.networks().values(), *component.frozen_copies()):
-        as_shapes(network)
+def _networks(component: Component) -> list[nn.Module]:
+    return [*component.networks().values(), *component.frozen_copies()]

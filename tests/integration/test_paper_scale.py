@@ -281,7 +281,7 @@ def test_table_2_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
     assert {name: f["tokens"] for name, f in result["sampling"].items()} == {
         "y by psi1": 2 * 5,
         "z by psi2": 2 * 5,
-        "while training": 2 * 2 * 5,
+        "y by psi1 while training": 2 * 2 * 5,
     }
     assert result["smaller_than_published"] == {"psi1": LM, "psi2": LM}
 
@@ -295,10 +295,10 @@ def test_table_1_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
     for kind in ("measured", "planned"):
         assert result["updates"]["usual"]["tokens"][kind] == 3 * (prompt + 2 * 9)
     assert result["updates"]["usual"]["images"] == 3 * 2 * 3
-    assert list(result["sampling"]) == ["y by captioner", "z by diffusion", "dataset.generator"]
+    assert list(result["sampling"]) == ["y by captioner", "z by diffusion", "z by dataset.generator"]
     assert result["sampling"]["y by captioner"]["tokens"] == 2 * 9
     assert result["sampling"]["z by diffusion"]["images"] == 2 * 3
-    assert result["sampling"]["dataset.generator"]["images"] == 2
+    assert result["sampling"]["z by dataset.generator"]["images"] == 3
     assert result["smaller_than_published"].keys() == {"captioner", "diffusion", "dataset.generator"}
 
 

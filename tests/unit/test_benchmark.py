@@ -1,7 +1,5 @@
 """What a benchmark is made of: made-up rows, tokens that stay as many, readings of memory, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -9,6 +7,7 @@ from omegaconf import DictConfig
 
 from sysdpo.benchmark.readings import FORGET, Memory
 from sysdpo.benchmark.table import benchmark
+from sysdpo.cli.schema.check import check_config
 from sysdpo.components.text.codec import byte_tokenizer
 from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
@@ -45,7 +44,7 @@ def test_rows_are_made_up_for_every_system(name: str) -> None:
     assert {len(value) for pair in pairs for value in pair.inputs.values()} == {30}  # one token a byte
 
 
-@pytest.mark.skipif(not Path(FORGET).exists(), reason="this system does not tell")
+@pytest.mark.skipif(not FORGET.exists(), reason="this system does not tell")
 def test_the_readings_show_what_was_given_back() -> None:
     memory = Memory()
     size = 200 * 2**20
@@ -67,10 +66,14 @@ def test_the_readings_show_what_was_given_back() -> None:
     [
         (["method=separate_dpo"], "trainer=separate"),
         (["method=prompted"], "no component has trainable weights"),
-        (["benchmark.rows=0"], "benchmark.rows=0: must be a whole number, at least 1"),
         (["benchmark.longest_prompt=5000"], "benchmark.longest_prompt=5000: row 0: a prompt of 5"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         benchmark(composed(*overrides))
+
+
+def test_a_wrong_size_is_refused_as_every_setting_is() -> None:
+    with pytest.raises(SettingError, match=r"benchmark\.rows=0: must be at least 1"):
+        check_config(composed("benchmark.rows=0"))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.cli.schema.kinds import Kind, Limits, refusal
 from sysdpo.cli.schema.limits import (
+    BENCHMARK,
     COMPONENT,
     DATASET,
     DESCRIBED,
@@ -59,7 +60,7 @@ def check_settings(content: Mapping[str, Any]) -> None:
     for name in ("training", "bound"):
         if isinstance(content.get(name), Mapping) and "_target_" not in content[name]:
             _check_keys(name, content[name], _of_class(DESCRIBED[name], GIVEN_BY_RUN.get(name, ())))
-    for name, kinds in (("method", METHOD), ("plan", PLAN), ("prompt", NESTED["prompt"])):
+    for name, kinds in {"method": METHOD, "plan": PLAN, "benchmark": BENCHMARK, "prompt": NESTED["prompt"]}.items():
         if isinstance(content.get(name), Mapping):
             _check_some(content[name], kinds, name)
     for name in sorted(content, key=lambda name: name in REFERRING):

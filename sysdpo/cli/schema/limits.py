@@ -247,6 +247,11 @@ PLAN: dict[str, Kind] = {
     "frame": kind("whole", limits=COUNT_OR_NONE),
 }
 
+BENCHMARK: dict[str, Kind] = {
+    **dict.fromkeys(("updates", "pairs", "rows", "prompt", "longest_prompt", "text"), kind("whole", limits=COUNT)),
+    "results": kind("text", limits=NOT_EMPTY),
+}
+
 HANDED_ON: dict[str, str] = {
     "sysdpo.components.text.language_model.build_language_model": "sysdpo.components.text.language_model.LanguageModel",
     "sysdpo.components.text.choice.build_choice": "sysdpo.components.text.language_model.build_language_model",

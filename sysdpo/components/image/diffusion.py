@@ -14,7 +14,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
-from sysdpo.components.base import Component, Parents, Stage, TokenSampler, Value
+from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder, made_up_conditions
 from sysdpo.components.image.denoising import Bound, mean_by_name
 from sysdpo.components.image.pixels import Codec, to_pixels
@@ -233,19 +233,14 @@ class Diffusion(Component):
     def rehearse(self, frame: int, tokens: int | None) -> None:
         self._rehearsing = True
 
-    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+    def drawing(self, n: int, prompt: int) -> Iterator[int]:
         """A denoising step, whose batch guidance doubles, and the decoder."""
         seen = 2 * n if self.guidance_scale != 1.0 else n
         noisy, t = torch.empty(seen, *self.codec.latent_shape), torch.zeros(seen, dtype=torch.long)
-
-        def denoise(_: Any) -> None:
-            self._predict(noisy, t, self._conditions([""] * seen))
-
-        def decode(_: Any) -> None:
-            self.codec.decode(noisy[:n])
-
-        yield self.num_inference_steps, denoise
-        yield 1, decode
+        self._predict(noisy, t, self._conditions([""] * seen))
+        yield self.num_inference_steps
+        self.codec.decode(noisy[:n])
+        yield 1
 
     # ---- the denoiser --------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sysdpo.components.base import Component, Parents, Stage, TokenSampler, Value
+from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
@@ -19,7 +19,7 @@ from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
 from sysdpo.components.text.pretrained import Weights, load_causal_lm
 from sysdpo.components.text.probe import FIRST_LENGTH, packs_at, probe
-from sysdpo.components.text.rehearsal import RehearsedCodec, decoding_stages
+from sysdpo.components.text.rehearsal import RehearsedCodec, decode
 from sysdpo.errors import SettingError
 from sysdpo.sampling.decoding import Uncached, accepts
 from sysdpo.sampling.monte_carlo import MonteCarlo
@@ -343,9 +343,9 @@ class LanguageModel(Component):
         self._longest_pack = sys.maxsize  # what has no values cannot be tried
         self.codec = RehearsedCodec(self.codec, frame, limit if tokens is None else min(limit, tokens))
 
-    def drawing(self, n: int, prompt: int) -> Iterator[Stage]:
+    def drawing(self, n: int, prompt: int) -> Iterator[int]:
         with hold_in(self.dtype, self.model, self._wide):
-            yield from decoding_stages(self.causal_lm, n, prompt, self.codec.max_new_tokens)
+            yield from decode(self.causal_lm, n, prompt, self.codec.max_new_tokens)
 
     def restore(self, folder: str) -> None:
         if isinstance(self.model, PeftModel):

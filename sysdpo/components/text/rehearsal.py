@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 
-from sysdpo.components.base import Stage, Value
+from sysdpo.components.base import Value
 from sysdpo.components.text.codec import TextCodec
 from sysdpo.sampling.decoding import next_token_logits
 
@@ -47,27 +46,23 @@ class RehearsedCodec(TextCodec):
         return int(found[1]) if found else len(self._ids("" if value is None else str(value)))
 
 
-def decoding_stages(model: Any, texts: int, prompt: int, new: int) -> Iterator[Stage]:
-    """Texts drawn side by side: the prompts' pass, and a token each, as if all of them were the last.
+def decode(model: Any, texts: int, prompt: int, new: int) -> Iterator[int]:
+    """Texts drawn side by side: the pass of the prompts, and a token each, as if all of them were the last.
 
     The cache is filled up to there in one pass, which a real search never does.
     """
     length = prompt + new - 1
-
-    def fill(_: Any) -> Any:
-        return _next(model, texts, 0, length)[1]
-
-    yield 1, partial(_forget, model, texts, 0, prompt)
-    yield 0, fill
-    yield new, partial(_forget, model, texts, length, 1)
-
-
-def _forget(model: Any, texts: int, past: int, new: int, cache: Any) -> None:
-    _next(model, texts, past, new, cache)
+    _next(model, texts, 0, prompt)
+    yield 1
+    cache = _next(model, texts, 0, length)
+    yield 0
+    _next(model, texts, length, 1, cache)
+    yield new
 
 
 def _next(model: Any, texts: int, past: int, new: int, cache: Any = None) -> Any:
+    """`new` tokens behind `past` ones; returns the cache that continues them."""
     ids = torch.zeros(texts, new, dtype=torch.long)
     mask = torch.ones(texts, past + new, dtype=torch.long)
     positions = torch.arange(past, past + new).expand(texts, new)
-    return next_token_logits(model, ids, mask, positions, cache)
+    return next_token_logits(model, ids, mask, positions, cache)[1]

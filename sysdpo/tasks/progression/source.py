@@ -92,7 +92,7 @@ class Progressions:
         evaluation: Sequence[ProgressionPrompt],
         folder: Path,
     ) -> None:
-        drawn = self._draw(_with_images_from(system, self.generator), train, folder / "samples.partial")
+        drawn = self._draw(with_images_from(system, self.generator), train, folder / "samples.partial")
         columns = [v.name for v in system.graph.generated]
         rows: list[Row] = []
         for prompt, start in zip(train, range(0, len(drawn), self.samples), strict=True):
@@ -173,7 +173,8 @@ def only_sequence(system: CompoundSystem) -> str:
     return finals[0].name
 
 
-def _with_images_from(system: CompoundSystem, generator: Callable[[], Component] | None) -> CompoundSystem:
+def with_images_from(system: CompoundSystem, generator: Callable[[], Component] | None) -> CompoundSystem:
+    """The system with another component in place of its image model; None keeps it."""
     if generator is None:
         return system
     replaced = str(system.graph[only_sequence(system)].component)
