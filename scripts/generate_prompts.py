@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sysdpo.cli.failures import one_line
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 from sysdpo.evaluation.judges.endpoint import ChatEndpoint
 from sysdpo.tasks.progression.generated_prompts import (
     STYLES,

@@ -42,6 +42,11 @@ def plain(text: Any) -> str:
     return UNSHOWN.sub("\ufffd", str(text))
 
 
+def one_line(text: Any, longest: int | None = None) -> str:
+    """An exception or other foreign text as one plain line of at most that many characters, never empty."""
+    return plain(" ".join(str(text).split()))[:longest] or type(text).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`unknown 'psi3'; did you mean 'psi1'? Known: psi1, psi2` — the tail of an error about a name."""
     known = sorted(known)

@@ -25,8 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sysdpo.cli.failures import one_line
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 from sysdpo.progress import bar
 from sysdpo.tasks.progression.scorers.transient import ATTRIBUTES, new_resnet50, prepare
 

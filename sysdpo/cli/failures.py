@@ -4,7 +4,7 @@ import re
 import traceback
 from collections.abc import Callable
 
-from sysdpo.errors import plain
+from sysdpo.errors import one_line
 from sysdpo.paths import CONF
 from sysdpo.runs.files import no_place
 
@@ -99,8 +99,3 @@ def _wrong_part(error: Exception) -> str | None:
         return None
     where = re.search(r"full_key: (\S+)", str(error))
     return f"{where[1]}: {one_line(cause)}" if where else one_line(cause)
-
-
-def one_line(error: BaseException | str) -> str:
-    """The text in one line that a terminal shows as it is; what came from data may hold control sequences."""
-    return plain(" ".join(str(error).split())) or type(error).__name__

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING
 
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 
 
 @contextmanager
@@ -24,9 +24,8 @@ def loading(setting: str, source: str) -> Iterator[None]:
     except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a folder can be broken in more ways than a library has errors for
-        reason = " ".join(str(error).split())[:300]
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise SettingError(f"{setting}={source!r}: {kind}{reason or 'cannot be loaded'}") from error
+        raise SettingError(f"{setting}={source!r}: {kind}{one_line(error, 300)}") from error
 
 
 def check_model_folder(setting: str, folder: Path, trust_remote_code: bool = False) -> None:
@@ -63,7 +62,7 @@ def check_safetensors(setting: str, folder: Path) -> None:
             with safe_open(str(path), "pt") as file:
                 empty = not file.keys()
         except Exception as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error, 120)
             raise SettingError(f"{setting}: {path} is no whole safetensors file ({reason}); fetch it again.") from error
         if empty:
             raise SettingError(f"{setting}: {path} holds no tensors; fetch it again.")

@@ -16,7 +16,7 @@ import pyarrow.parquet
 from datasets import load_dataset
 
 from sysdpo.data.storage import load_rows, plain_rows
-from sysdpo.errors import SettingError, plain
+from sysdpo.errors import SettingError, one_line
 
 Row = dict[str, Any]
 
@@ -51,7 +51,7 @@ def fetch_rows(repository: str, config: str | None = None, split: str | None = N
     try:
         loaded = load_dataset(repository, config, split=split or SPLIT_OF_HUB)
     except Exception as error:  # not found, no network, no such split: of whatever client lies below
-        said = plain(" ".join(str(error).split()))[:300]
+        said = one_line(error, 300)
         raise SettingError(
             f"dataset.hub={repository!r}: cannot be fetched ({type(error).__name__}: {said}); dataset.config and "
             "dataset.split name a part of it; connect to the hub once, or download it and set dataset.path to a file "
@@ -297,7 +297,7 @@ def _parquet(path: Path, setting: str) -> list[Row]:
     try:
         return plain_rows(pyarrow.parquet.ParquetFile(path))
     except (OSError, pyarrow.ArrowException, ValueError) as error:
-        said = plain(" ".join(str(error).split()))[:120]
+        said = one_line(error, 120)
         raise SettingError(f"{setting}={path}: is no whole Parquet file ({said}); fetch or write it again.") from error
 
 

@@ -13,7 +13,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from pyarrow.parquet import ParquetFile
 
-from sysdpo.errors import SettingError, plain
+from sysdpo.errors import SettingError, one_line
 from sysdpo.runs.files import replacing, write_sums
 from sysdpo.runs.locks import FolderLock, lock_file
 
@@ -74,7 +74,7 @@ def load_rows(path: Path, setting: str = "dataset.path", split: str | None = Non
             f"{setting}={path}: is neither a file nor a folder that `datasets` has written; a file is missing."
         ) from error
     except Exception as error:  # a file of it is truncated, empty or foreign: of whatever library reads it
-        said = plain(" ".join(str(error).split()))[:120]
+        said = one_line(error, 120)
         raise SettingError(
             f"{setting}={path}: cannot be read as `datasets` wrote it ({said}); write or fetch it again."
         ) from error

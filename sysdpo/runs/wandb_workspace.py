@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 
 TRAINING = ("loss", "rewards/margins", "validation/rewards/margins", "rewards/accuracies", "grad_norm")
 SWEPT = ("beta", "objective.strategy.k", "objective.strategy.draw.diversity_penalty", "seed")
@@ -57,7 +57,7 @@ def save_workspace(
         owner = entity or wandb.Api(timeout=30).default_entity
     except (UsageError, CommError) as error:
         raise SettingError(
-            f"W&B: {' '.join(str(error).split())} Log in with `wandb login`, or set WANDB_API_KEY; "
+            f"W&B: {one_line(error, 300)} Log in with `wandb login`, or set WANDB_API_KEY; "
             "`make dashboard` needs no account."
         ) from error
     if not owner:
@@ -68,6 +68,6 @@ def save_workspace(
         return str(make_workspace(owner, project, name, metrics, components).save().url)
     except (UsageError, CommError, ValueError) as error:
         raise SettingError(
-            f"logger.project={project} of {owner}: W&B did not take the workspace ({' '.join(str(error).split())}); "
+            f"logger.project={project} of {owner}: W&B did not take the workspace ({one_line(error, 300)}); "
             "upload runs first with `make wandb-sync`."
         ) from error

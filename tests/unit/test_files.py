@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sysdpo.cli.failures import one_line
 from sysdpo.data.files import fetch_rows, read_rows
 from sysdpo.data.sources import Recorded
 from sysdpo.data.storage import fingerprint
-from sysdpo.errors import SettingError, plain
+from sysdpo.errors import SettingError, one_line, plain
 from tests.systems import make_two_llm
 
 ROWS = [{"prompt": f"q{i}, “ä”\n", "chosen": 'a;\t"b"', "rejected": ""} for i in range(3)]

@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from sysdpo.errors import SettingError, plain
+from sysdpo.errors import SettingError, one_line
 
 LATENTS_LIMIT = 50_000
 """Pictures whose latents are remembered; those of Stable Diffusion at 512 pixels take 64 KB each."""
@@ -66,8 +66,9 @@ def _decoded(content: bytes, size: int) -> Image.Image:
     except SettingError:
         raise
     except Exception as error:  # truncated, foreign, or made to do harm: of whatever decoder
-        said = plain(" ".join(str(error).split()))[:100]
-        raise SettingError(f"the image cannot be read ({said}); it is truncated or no image file.") from error
+        raise SettingError(
+            f"the image cannot be read ({one_line(error, 100)}); it is truncated or no image file."
+        ) from error
     if getattr(picture, "n_frames", 1) != 1:
         raise SettingError(f"the image has {getattr(picture, 'n_frames', 0)} frames; store one of them.")
     width, height = picture.size

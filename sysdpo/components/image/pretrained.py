@@ -30,7 +30,7 @@ from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import Weights, resolve_dtype, shapes_only
 from sysdpo.components.weights import architecture_folder, pretrained_folder
 from sysdpo.devices import resolve_device
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 from sysdpo.paths import ASSETS
 
 SHIPPED = {name: ASSETS / name for name in ("scene_diffusion", "mini_scene_strong", "mini_scene_weak")}
@@ -132,15 +132,14 @@ def _load(cls: Any, source: str, part: str, **settings: Any) -> Any:
     try:
         return cls.from_pretrained(source, subfolder=part, **settings)
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
         raise SettingError(
-            f"model.pretrained={source!r}: its {part} holds weights of another architecture than its config ({first})."
+            f"model.pretrained={source!r}: its {part} holds weights of another architecture than its config "
+            f"({one_line(error, 200)})."
         ) from error
     except (OSError, ValueError) as error:
-        first = " ".join(str(error).split())[:200]
         raise SettingError(
-            f"model.pretrained={source!r}: its {part} cannot be read ({first}); name a folder in the layout of a "
-            "diffusers pipeline."
+            f"model.pretrained={source!r}: its {part} cannot be read ({one_line(error, 200)}); name a folder in the "
+            "layout of a diffusers pipeline."
         ) from error
 
 

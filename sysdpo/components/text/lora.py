@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sysdpo.components.text.probe import bare_logits, probe_tokens
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 
 TOLERANCE = {torch.float32: 1e-4}
 HALF_TOLERANCE = 5e-3
@@ -44,7 +44,7 @@ def lora_config(lora: Mapping[str, Any], **fixed: Any) -> LoraConfig:
     try:
         return LoraConfig(**fixed, **keys)
     except Exception as error:  # PEFT checks its keys by whatever they break
-        raise SettingError(f"model.lora={keys}: {_line(error)}") from error
+        raise SettingError(f"model.lora={keys}: {one_line(error, 300)}") from error
 
 
 def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> PeftModel:
@@ -63,7 +63,7 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> Peft
             adapted = get_peft_model(model, config).eval()
         except Exception as error:
             named = f"model.lora.target_modules={keys.get('target_modules')!r}" if "target" in str(error) else f"{keys}"
-            raise SettingError(f"{named}: {_line(error)}") from error
+            raise SettingError(f"{named}: {one_line(error, 300)}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()  # copies of the model's own weights that are trained
@@ -126,7 +126,7 @@ def load_adapter(model: PeftModel, folder: str, device: torch.device) -> None:
     try:
         result: Any = set_peft_model_state_dict(model, load_peft_weights(folder, device=str(device)))
     except Exception as error:
-        raise SettingError(f"{folder}: no adapter that fits model.lora: {_line(error)}") from error
+        raise SettingError(f"{folder}: no adapter that fits model.lora: {one_line(error, 300)}") from error
     absent = [name for name in result.missing_keys if "lora_" in name]
     if absent or result.unexpected_keys:
         name = (absent or result.unexpected_keys)[0]
@@ -151,7 +151,9 @@ def rehearse_saving(model: PeftModel, load: Callable[[str], None]) -> None:
         except SettingError:
             raise
         except Exception as error:
-            raise SettingError(f"model.lora: adapters with these keys cannot be saved: {_line(error)}") from error
+            raise SettingError(
+                f"model.lora: adapters with these keys cannot be saved: {one_line(error, 300)}"
+            ) from error
         finally:
             now = dict(model.named_parameters())
             lost = [name for name, value in before.items() if not _same(now[name].detach(), value)]
@@ -165,7 +167,3 @@ def rehearse_saving(model: PeftModel, load: Callable[[str], None]) -> None:
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal, a NaN to a NaN too: what is wrong with it is another check's to say."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class ChatTemplate:
                 chat_template=self._undated,
             )
         except Exception as error:  # a template is a program, and anybody's
-            reason = " ".join(str(error).split())[:200]
-            raise SettingError(f"{self._name}: {type(error).__name__}: {reason}; mend it, or take another.") from error
+            reason = f"{type(error).__name__}: {one_line(error, 200)}"
+            raise SettingError(f"{self._name}: {reason}; mend it, or take another.") from error
         return str(text)
 
     # ---- tokens ------------------------------------------------------------------------------------------------------

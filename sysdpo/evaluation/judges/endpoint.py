@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 from tqdm import tqdm
 
-from sysdpo.errors import SettingError, plain
+from sysdpo.errors import SettingError, one_line
 from sysdpo.evaluation.judges.reply import MalformedAnswerError, json_object, limited, server_message
 from sysdpo.progress import bar
 
@@ -260,7 +260,7 @@ class _Session:
 
     def _redact(self, text: str) -> str:
         text = text.replace(self.key, "<key>") if self.key else text  # some servers quote the key they refuse
-        return plain(" ".join(text.split()))[:300]
+        return one_line(text, 300)
 
 
 def _retry_after(header: str | None) -> float | None:

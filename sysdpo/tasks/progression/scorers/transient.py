@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from sysdpo.devices import resolve_device
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 from sysdpo.tasks.progression.scorers.scene import Floats, attribute_rows
 
 # fmt: off
@@ -128,8 +128,10 @@ def _published(path: Path, sha256: str | None) -> ResNetForImageClassification:
     try:
         model.load_state_dict({_renamed(name): value for name, value in content["model"].items()})
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise SettingError(f"scorer.checkpoint={str(path)!r}: is no ResNet-50 with forty outputs ({first}).") from error
+        reason = one_line(error, 200)
+        raise SettingError(
+            f"scorer.checkpoint={str(path)!r}: is no ResNet-50 with forty outputs ({reason})."
+        ) from error
     return model
 
 
