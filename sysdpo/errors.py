@@ -20,12 +20,6 @@ class TooLong(SettingError):
     """A prompt that does not fit into a model's context."""
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Refuse a setting that is no whole number, or one below `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SettingError(f"{name}={value}: must be a whole number, at least {least}.")
-
-
 def check_file_name(setting: str, name: Any) -> str:
     """The name itself, refused unless it names one file or folder inside another: names decide where results go."""
     text = str(name)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from sysdpo.components.image.pixels import to_picture
-from sysdpo.errors import SettingError, check_count, nearest
+from sysdpo.errors import SettingError, nearest
 from sysdpo.experiment.build import build_system
 from sysdpo.graph import SystemGraph, Variable
 from sysdpo.reporting.pooling import variables
@@ -39,8 +39,6 @@ def demonstrate(config: DictConfig) -> str:
         raise SettingError("run is not set; give the folder of a finished run: run=outputs/…/seed=0")
     run = RunFolder(Path(config.run))
     metrics = _metrics(run)
-    check_count("samples", config.samples, 1)
-    check_count("seed", config.seed, 0)
     inputs = _inputs(variables(run.config or {}, "input"), config)
     system, trained = load_run(run, device=config.device)
     rows = [inputs] * config.samples

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.data.records import PreferenceData
-from sysdpo.errors import SettingError, check_count, check_file_name, nearest
+from sysdpo.errors import SettingError, check_file_name, nearest
 from sysdpo.evaluation.measures import Measure
 from sysdpo.experiment.build import build_system, built, device_name, made_data, prepare_data, training_settings
 from sysdpo.experiment.downloads import check_downloads
@@ -32,8 +32,6 @@ NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_t
 """Who listens, how much at a time, how a report looks: no reason to run a row again."""
 
 TRAINERS = ("joint", "separate")
-COUNTS = {"seed": 0, "evaluation_batch_size": 1}
-"""Whole numbers of the config, and the least that each may be."""
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -61,10 +59,6 @@ def _run(config: DictConfig) -> dict[str, Any]:
                 logger.finish(told)
             mark.touch()
         return folder.metrics or {}
-    for name, least in COUNTS.items():
-        check_count(name, config[name], least)
-    if config.curve_rows is not None:
-        check_count("curve_rows", config.curve_rows, 1)
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)

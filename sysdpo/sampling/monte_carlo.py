@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sysdpo.errors import SettingError
+from sysdpo.limits import check_fields
 from sysdpo.sampling.decoding import next_token_logits
 
 NUCLEUS = 128
@@ -29,10 +29,7 @@ class MonteCarlo:
     distinct: bool = True
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise SettingError(f"temperature={self.temperature}: must be 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise SettingError(f"top_p={self.top_p}: must lie in (0, 1].")
+        check_fields(self)
 
     @property
     def why_not_own(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sysdpo.errors import SettingError
+from sysdpo.limits import check_fields
 from sysdpo.sampling.diverse_beam import diverse_beam_search
 from sysdpo.sampling.monte_carlo import MonteCarlo
 
@@ -34,10 +35,7 @@ class DiverseBeam:
     distinct: bool = True
 
     def __post_init__(self) -> None:
-        if self.groups is not None and self.groups < 1:
-            raise SettingError(f"sampler.draw.groups={self.groups}: must be at least 1.")
-        if not 0 <= self.diversity_penalty < math.inf:
-            raise SettingError(f"sampler.draw.diversity_penalty={self.diversity_penalty}: must be a number, 0 or more.")
+        check_fields(self, "sampler.draw.")
 
     @property
     def why_not_own(self) -> str:
@@ -96,8 +94,7 @@ class SamplingStrategy:
     candidates: int | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise SettingError(f"sampler.k={self.k}: K must be at least 1.")
+        check_fields(self, "sampler.")
         groups = getattr(self.draw, "groups", None)
         if groups is not None and groups > self.num_draws:
             raise SettingError(

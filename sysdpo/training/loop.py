@@ -8,13 +8,14 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sysdpo.errors import SettingError, check_count, nearest
+from sysdpo.errors import SettingError, nearest
+from sysdpo.limits import check_fields
 from sysdpo.losses import Link, preference_loss
 from sysdpo.progress import bar
 from sysdpo.runs.files import append_line, write_jsonl
@@ -30,19 +31,6 @@ log = logging.getLogger(__name__)
 
 NonFinite = Literal["stop", "skip"]
 """What follows on a loss or gradient that is NaN or infinite."""
-
-COUNTS = {
-    "steps": 1,
-    "batch_size": 1,
-    "micro_batch_size": 1,
-    "checkpoint_every": 1,
-    "warmup_steps": 0,
-    "validate_every": 0,
-    "evaluate_every": 0,
-}
-"""Whole numbers of `TrainingSettings`, and the least that each may be."""
-POSITIVE = ("learning_rate", "beta", "max_grad_norm")
-NOT_NEGATIVE = ("label_smoothing", "nll_weight", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -71,23 +59,11 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = COUNTS if self.patience is None else {**COUNTS, "patience": 1}
-        if self.keep_checkpoints is not None:
-            counts = {**counts, "keep_checkpoints": 1}
-        for name, least in counts.items():
-            check_count(f"training.{name}", getattr(self, name), least)
-        for name in (*POSITIVE, *NOT_NEGATIVE):
-            value, strictly = getattr(self, name), name in POSITIVE
-            if not isinstance(value, int | float) or not (value > 0 if strictly else value >= 0):
-                raise SettingError(f"training.{name}={value}: must be {'positive' if strictly else '0 or more'}.")
-        if self.link not in get_args(Link):
-            raise SettingError(f"training.link: {nearest(self.link, get_args(Link))}")
-        if self.nonfinite not in get_args(NonFinite):
-            raise SettingError(f"training.nonfinite: {nearest(self.nonfinite, get_args(NonFinite))}")
-        if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.link != "sigmoid"):
+        check_fields(self, "training.")
+        if self.label_smoothing and self.link != "sigmoid":
             raise SettingError(
-                f"training.label_smoothing={self.label_smoothing} with training.link={self.link}: must lie in "
-                "[0, 0.5), and only the sigmoid link has it."
+                f"training.label_smoothing={self.label_smoothing} with training.link={self.link}: only the "
+                "sigmoid link has it; set training.label_smoothing=0."
             )
         if self.patience is not None and not self.validate_every:
             raise SettingError(f"training.patience={self.patience} needs validations; set training.validate_every.")

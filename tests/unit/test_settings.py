@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 from sysdpo.cli.overrides import prepared
 from sysdpo.cli.schema.check import check_config, check_settings
 from sysdpo.cli.schema.effect import READ, check_effect
-from sysdpo.cli.schema.kinds import Kind, Limits, form_of, kind, refusal
+from sysdpo.cli.schema.kinds import Kind, form_of, kind, refusal
 from sysdpo.cli.schema.signatures import signature
 from sysdpo.errors import SettingError
 from sysdpo.graph import GraphError
+from sysdpo.limits import Limits
 from sysdpo.paths import CONF
 
 CONFIGS = (

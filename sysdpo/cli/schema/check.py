@@ -1,7 +1,7 @@
 """Every key of a composed config is checked here, right after composition: type, range, and the names it refers to.
 
 Nothing is imported or loaded for it. What a part takes is read from its class's annotations (`signatures`), the
-limits of numbers and texts stand in `limits`. A user's own part is checked as far as its annotations go.
+limits of numbers and texts stand in `sysdpo.limits`. A user's own part is checked as far as its annotations go.
 """
 
 from collections.abc import Mapping
@@ -10,16 +10,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sysdpo.cli.schema.kinds import Kind, Limits, refusal
-from sysdpo.cli.schema.limits import (
+from sysdpo.cli.schema.keys import (
     BENCHMARK,
     COMPONENT,
     DATASET,
     DESCRIBED,
     DIVIDED,
     HANDED_ON,
-    ITEMS,
-    LIMITS,
     METHOD,
     NESTED,
     PLAN,
@@ -27,11 +24,12 @@ from sysdpo.cli.schema.limits import (
     TOP,
     UNROLL,
     VARIABLE,
-    WHOLE,
 )
+from sysdpo.cli.schema.kinds import Kind, refusal
 from sysdpo.cli.schema.signatures import Signature, signature
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
+from sysdpo.limits import ITEMS, NO_LIMITS, WHOLE, limits_of
 
 HYDRA_S = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -166,7 +164,7 @@ def _check_keys(place: str, part: Mapping[str, Any], known: Signature, target: s
             raise SettingError(f"{place}: {nearest(str(key), known.keys)}")
         kind = known.keys[key]
         _check(
-            f"{place}.{key}", value, kind if target == "" and kind.limits != Limits() else _limited(key, kind, target)
+            f"{place}.{key}", value, kind if target == "" and kind.limits != NO_LIMITS else _limited(key, kind, target)
         )
         if isinstance(value, Mapping) and "_target_" not in value:
             if key in NESTED:
@@ -177,9 +175,8 @@ def _check_keys(place: str, part: Mapping[str, Any], known: Signature, target: s
 
 def _limited(key: str, kind: Kind, target: str) -> Kind:
     """The kind with the limits of its name, those of its class before the general ones."""
-    names = (f"{target.rpartition('.')[2]}.{key}", key)
-    limits = next((LIMITS[name] for name in names if name in LIMITS), None)
-    items = next((ITEMS[name] for name in names if name in ITEMS), None)
+    owner = target.rpartition(".")[2]
+    limits, items = limits_of(key, owner), ITEMS.get(f"{owner}.{key}", ITEMS.get(key))
     if limits is None and "whole" in kind.forms:
         limits = WHOLE
     return replace(kind, limits=limits or kind.limits, item_limits=items or kind.item_limits)

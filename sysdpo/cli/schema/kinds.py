@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sysdpo.errors import nearest
+from sysdpo.limits import NO_LIMITS, Limits
 
 Form = Literal["whole", "number", "text", "flag", "null", "list", "mapping"]
 
@@ -25,32 +26,6 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The least and the greatest number; `above` and `below` are not reached themselves. Texts: the longest."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
-    pattern: str | None = None
-    remedy: str = ""
-
-    def refusal(self, value: float | str) -> str | None:
-        if isinstance(value, str):
-            wrong = self.pattern is not None and re.fullmatch(self.pattern, value, re.DOTALL) is None
-            return f"must be {self.remedy}" if wrong else None
-        if value < self.least:
-            return f"must be at least {self.least:g}"
-        if value <= self.above:
-            return f"must be greater than {self.above:g}"
-        if value > self.most:
-            return f"must be at most {self.most:.12g}"
-        if value >= self.below:
-            return f"must be less than {self.below:g}"
-        return None
-
-
-@dataclass(frozen=True)
 class Kind:
     """The forms that a value may have; none: any. `item`: of a list's items or a mapping's values.
 
@@ -60,8 +35,8 @@ class Kind:
     forms: frozenset[Form] = frozenset()
     choices: tuple[Any, ...] = ()
     item: "Kind | None" = None
-    limits: Limits = Limits()
-    item_limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
+    item_limits: Limits = NO_LIMITS
     is_part: bool = False
 
     def __or__(self, other: "Kind") -> "Kind":
@@ -77,7 +52,7 @@ class Kind:
 
 
 def kind(*forms: Form, item: Kind | None = None, limits: Limits | None = None) -> Kind:
-    return Kind(frozenset(forms), item=item, limits=limits or Limits())
+    return Kind(frozenset(forms), item=item, limits=limits or NO_LIMITS)
 
 
 ANY = Kind()
@@ -122,7 +97,7 @@ def refusal(kind: Kind, value: Any) -> tuple[str, str] | None:
         return "", "must name a class by its _target_"
     if form in ("list", "mapping"):
         item = kind.item or ANY
-        return _inside(item if kind.item_limits == Limits() else replace(item, limits=kind.item_limits), value)
+        return _inside(item if kind.item_limits == NO_LIMITS else replace(item, limits=kind.item_limits), value)
     return None
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sysdpo.errors import SettingError
+from sysdpo.limits import check_fields
 from sysdpo.losses import Reduction
 
 Weighting = Literal["uniform", "exact"]
@@ -37,12 +38,7 @@ class Bound:
     draws: int = 1
 
     def __post_init__(self) -> None:
-        if self.reduction not in get_args(Reduction):
-            raise SettingError(f"bound.reduction={self.reduction!r}: choose {' or '.join(get_args(Reduction))}.")
-        if self.weighting not in get_args(Weighting):
-            raise SettingError(f"bound.weighting={self.weighting!r}: choose {' or '.join(get_args(Weighting))}.")
-        if self.draws < 1:
-            raise SettingError(f"bound.draws={self.draws}: must be at least 1.")
+        check_fields(self, "bound.")
         if self.strength is not None and (self.num_timesteps is not None or not self.beta):
             raise SettingError("bound.strength fixes beta * T: set bound.beta with it and leave num_timesteps null.")
 

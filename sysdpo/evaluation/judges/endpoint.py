@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sysdpo.errors import SettingError, one_line
 from sysdpo.evaluation.judges.reply import MalformedAnswerError, json_object, limited, server_message
+from sysdpo.limits import check_fields
 from sysdpo.progress import bar
 
 logger = logging.getLogger(__name__)
@@ -70,9 +71,7 @@ class ChatEndpoint:
                 "endpoint.api_key_env: must be the NAME of an environment variable, in capitals "
                 "(OPENAI_API_KEY), never the key itself; null for a server that needs none."
             )
-        for setting in ("concurrency", "timeout_s", "max_attempts"):
-            if getattr(self, setting) <= 0:
-                raise SettingError(f"endpoint.{setting}: {getattr(self, setting)} must be greater than 0.")
+        check_fields(self, "endpoint.")
 
     def complete_all(
         self,
