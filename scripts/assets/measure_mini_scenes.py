@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from mini_captions import phrase, worded
-from PIL import Image
+from scene_models import by_attribute, card_table, save_sheet, sheet_captions
 
 from sysdpo.components.image.pretrained import build_diffusion
 from sysdpo.tasks.progression.scenes import ATTRIBUTES, GRADES, PLACES, grade_center, is_held_out
@@ -55,17 +55,7 @@ def measured(
     images = draw(folder, [text for text, _, _ in asked], seeds, steps, guidance)
     found = SceneScorer().score(images, names)
     unseen = np.array([is_held_out(text) for text, _, _ in asked])
-    attributes: dict[str, Any] = {}
-    for name in ATTRIBUTES:
-        rows = np.array([other == name for other in names])
-        attributes[name] = {
-            "spearman": round(rank_correlation(levels[rows], found[rows]), 3),
-            "slope": round(float(np.polyfit(levels[rows], found[rows], 1)[0]), 3),
-            "mean_measured_by_asked": {
-                f"{grade_center(grade):g}": round(float(found[rows & (levels == grade_center(grade))].mean()), 3)
-                for grade in GRADES
-            },
-        }
+    attributes = by_attribute(names, levels, found)
     return {
         "images": len(asked),
         "num_inference_steps": steps,
@@ -79,38 +69,19 @@ def measured(
 
 
 def contact_sheet(folder: Path, path: Path) -> None:
-    """Rows: attributes; columns: the five grades, for three places side by side; one seed a place."""
-    places, words = ("beach", "city street", "forest"), ("no", "a little", "some", "heavy", "extremely heavy")
-    texts = [worded(p, a, w) for a in ATTRIBUTES for p in places for w in words]
-    seeds = [seed for _ in ATTRIBUTES for seed in range(len(places)) for _ in words]
-    images = torch.stack(draw(folder, texts, seeds, NUM_INFERENCE_STEPS, GUIDANCE_SCALE))
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    across = len(places) * len(words)
-    sheet = np.full((len(ATTRIBUTES) * 34, across * 34 + 8 * (len(places) - 1), 3), 255, dtype=np.uint8)
-    for number, picture in enumerate(pixels):
-        row, column = divmod(number, across)
-        left = column * 34 + 8 * (column // len(words))
-        sheet[row * 34 : row * 34 + 32, left : left + 32] = picture
-    image = Image.fromarray(sheet)
-    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path, optimize=True)
+    """One seed a place."""
+    images = draw(folder, *sheet_captions(worded), NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
+    save_sheet(torch.stack(images), path)
 
 
 def write_card(which: str, folder: Path, metrics: dict[str, Any]) -> None:
     """`card.md`: data, training, use and measured quality, filled from `metrics`."""
     found = metrics["measured"]
-    rows = "\n".join(
-        f"| {name} | {row['spearman']:.2f} | {row['slope']:.2f} | "
-        + " | ".join(f"{value:.2f}" for value in row["mean_measured_by_asked"].values())
-        + " |"
-        for name, row in found["attributes"].items()
-    )
     fields = {key: value for key, value in {**metrics, **found}.items() if not isinstance(value, dict)}
     fields |= {
         "unet": f"{metrics['parameters']['unet']:,}",
         "text_encoder": f"{metrics['parameters']['text_encoder']:,}",
-        "asked": " | ".join(f"asked {grade_center(grade):.2f} ({grade})" for grade in GRADES),
-        "rule": "|---" * (len(GRADES) + 3) + "|",
-        "rows": rows,
+        **card_table(found["attributes"], ("spearman", "slope")),
     }
     template = Path(__file__).with_name(f"mini_scene_{which}_card.md")
     (folder / "card.md").write_text(template.read_text(encoding="utf-8").format(**fields), encoding="utf-8")

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from PIL import Image
+from scene_models import by_attribute, card_table, save_sheet, sheet_captions
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from sysdpo.components.weights import pretrained_folder
 from sysdpo.tasks.progression.scenes import ATTRIBUTES, GRADES, PLACES, caption, grade_center, is_held_out
-from sysdpo.tasks.progression.scorers.scene import SceneScorer, rank_correlation
+from sysdpo.tasks.progression.scorers.scene import SceneScorer
 
 TEXT: dict[str, Any] = {
     "encoder": "smollm2_135m",
@@ -139,33 +139,16 @@ def evaluate(unet: UNet2DConditionModel, guidance_scale: float, per_grade: int, 
     names = [row[2] for row in asked]
     levels = np.array([row[3] for row in asked])
     measured = SceneScorer().score(list(images), names)
-    report: dict[str, Any] = {"guidance_scale": guidance_scale, "images": len(asked), "attributes": {}}
-    for name in ATTRIBUTES:
-        rows = np.array([other == name for other in names])
-        report["attributes"][name] = {
-            "spearman": round(rank_correlation(levels[rows], measured[rows]), 3),
-            "mean_absolute_error": round(float(np.abs(levels[rows] - measured[rows]).mean()), 3),
-            "mean_measured_by_asked": {
-                f"{level:g}": round(float(measured[rows & (levels == level)].mean()), 3)
-                for level in sorted(set(levels[rows]))
-            },
-        }
-    correlations = [row["spearman"] for row in report["attributes"].values()]
+    attributes = by_attribute(names, levels, np.asarray(measured))
+    report: dict[str, Any] = {"guidance_scale": guidance_scale, "images": len(asked), "attributes": attributes}
+    correlations = [row["spearman"] for row in attributes.values()]
     report["mean_spearman"] = round(float(np.mean(correlations)), 3)
     report["lowest_spearman"] = min(correlations)
     return report
 
 
 def contact_sheet(unet: UNet2DConditionModel, guidance_scale: float, path: Path) -> None:
-    """Rows: attributes; columns: the five grades, for three places side by side; one seed a place."""
-    places = ("beach", "city street", "forest")
-    words = {
-        "none": "no",
-        "slight": "a little",
-        "moderate": "some",
-        "heavy": "heavy",
-        "extreme": "extremely heavy",
-    }
+    """One seed a place."""
     nouns = {
         "bright": "bright light",
         "dark": "darkness",
@@ -173,13 +156,7 @@ def contact_sheet(unet: UNet2DConditionModel, guidance_scale: float, path: Path)
         "lush": "lush greenery",
         "sunny": "sun",
     }
-    texts = [
-        f"A {place} with {word} {nouns.get(attribute, attribute)}."
-        for attribute in ATTRIBUTES
-        for place in places
-        for word in words.values()
-    ]
-    seeds = [seed for _ in ATTRIBUTES for seed in range(len(places)) for _ in words]
+    texts, seeds = sheet_captions(lambda place, name, word: f"A {place} with {word} {nouns.get(name, name)}.")
     features = encode_captions([*texts, TEXT["unconditional_caption"]])
     images = sample(
         unet,
@@ -189,26 +166,11 @@ def contact_sheet(unet: UNet2DConditionModel, guidance_scale: float, path: Path)
         guidance_scale,
         TEXT["num_inference_steps"],
     )
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    across = len(places) * len(words)
-    sheet = np.full((len(ATTRIBUTES) * 34, across * 34 + 8 * (len(places) - 1), 3), 255, dtype=np.uint8)
-    for number, picture in enumerate(pixels):
-        row, column = divmod(number, across)
-        left = column * 34 + 8 * (column // len(words))
-        sheet[row * 34 : row * 34 + 32, left : left + 32] = picture
-    image = Image.fromarray(sheet)
-    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path, optimize=True)
+    save_sheet(images, path)
 
 
 def write_card(folder: Path, metrics: dict[str, Any]) -> None:
     """`card.md`: data, training, use and measured quality, filled from `metrics`."""
-    rows = "\n".join(
-        f"| {name} | {row['spearman']:.2f} | "
-        + " | ".join(f"{value:.2f}" for value in row["mean_measured_by_asked"].values())
-        + " |"
-        for name, row in metrics["held_out"]["attributes"].items()
-    )
-    asked = " | ".join(f"asked {grade_center(grade):.2f} ({grade})" for grade in GRADES)
     template = (Path(__file__).parent / "scene_diffusion_card.md").read_text()
     fields = {key: value for key, value in metrics.items() if key != "held_out"}
     held_out = metrics["held_out"]
@@ -220,8 +182,6 @@ def write_card(folder: Path, metrics: dict[str, Any]) -> None:
         "guidance": held_out["guidance_scale"],
         "mean_spearman": held_out["mean_spearman"],
         "lowest_spearman": held_out["lowest_spearman"],
-        "asked": asked,
-        "rule": "|---" * (len(GRADES) + 2) + "|",
-        "rows": rows,
+        **card_table(held_out["attributes"], ("spearman",)),
     }
     (folder / "card.md").write_text(template.format(**fields))

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from measure_mini_scenes import contact_sheet, measured, write_card
 from mini_captions import WORDS, worded
 from mini_tokenizer import train_tokenizer
 from safetensors.torch import save_file
+from scene_models import Denoising
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
@@ -60,7 +62,7 @@ SCHEDULER: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """Constant rate, then over the last 40 % of the strong model's steps a cosine down to 0; anew for the weak."""
 
     strong_steps: int = 1200
@@ -174,56 +176,41 @@ def tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> tuple[Te
     return ids, mask
 
 
-def training(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, Scenes, dict[str, Tensor], int]]:
+def training(
+    schedule: Schedule, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[str, Scenes, dict[str, Tensor], int]]:
     """Train; yields ("strong" | "weak", averaged model, its patches, CPU seconds so far)."""
-    torch.manual_seed(plan.seed)
+    torch.manual_seed(schedule.seed)
     began = time.process_time()
-    pictures = rendered(plan.renders, plan.seed)
+    pictures = rendered(schedule.renders, schedule.seed)
     patches = components(pictures.pixels)
     latents = PatchComponents(TEXT["image_size"], **patches).encode(pictures.pixels)
     model = Scenes(len(tokenizer), int(tokenizer.pad_token_id))
     average = copy.deepcopy(model).requires_grad_(False)
-    scheduler = DDIMScheduler(**SCHEDULER)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan))
+    rate = partial(_rate, schedule=schedule)
+    denoising = Denoising(model, average, DDIMScheduler(**SCHEDULER), schedule.learning_rate, rate, schedule.ema)
     recent = []
-    for step in range(plan.strong_steps + plan.weak_steps):
-        rng = np.random.default_rng((plan.seed, step))
-        noise_source = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        rows = rng.integers(len(pictures.scenes), size=plan.batch_size)
-        careless = plan.careless if step >= plan.strong_steps else 0.0
+    for step in range(schedule.strong_steps + schedule.weak_steps):
+        rng = np.random.default_rng((schedule.seed, step))
+        rows = rng.integers(len(pictures.scenes), size=schedule.batch_size)
+        careless = schedule.careless if step >= schedule.strong_steps else 0.0
         ids, mask = tokens(tokenizer, captions([pictures.scenes[row] for row in rows], careless, rng))
-        clean = latents[rows]
-        noise = torch.randn(clean.shape, generator=noise_source)
-        # one t from each of B equal strata: the same uniform law, less variance
-        strata = (torch.arange(plan.batch_size) + torch.rand(plan.batch_size, generator=noise_source)) / plan.batch_size
-        t = (strata * scheduler.config.num_train_timesteps).long()
-        predicted = model(scheduler.add_noise(clean, noise, t), t, ids, mask)
-        loss = F.mse_loss(predicted, scheduler.get_velocity(clean, noise, t))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        decay = min(plan.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        recent.append(loss.item())
+        recent.append(denoising.update(step, partial(model, ids=ids, mask=mask), latents[rows], schedule.seed))
         if (step + 1) % 100 == 0:
             print(f"step {step + 1} loss {np.mean(recent):.4f} CPU s {time.process_time() - began:.0f}", flush=True)
             recent = []
-        if step + 1 == plan.strong_steps:
+        if step + 1 == schedule.strong_steps:
             yield "strong", average, patches, round(time.process_time() - began)
     yield "weak", average, patches, round(time.process_time() - began)
 
 
-def _rate(step: int, plan: Plan) -> float:
+def _rate(step: int, schedule: Schedule) -> float:
     """Share of the peak learning rate."""
-    if step >= plan.strong_steps:
-        return plan.weak_rate * _cosine((step - plan.strong_steps) / plan.weak_steps)
-    if step < plan.warmup:
-        return (step + 1) / plan.warmup
-    return _cosine((step / plan.strong_steps - 0.6) / 0.4)
+    if step >= schedule.strong_steps:
+        return schedule.weak_rate * _cosine((step - schedule.strong_steps) / schedule.weak_steps)
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    return _cosine((step / schedule.strong_steps - 0.6) / 0.4)
 
 
 def _cosine(share: float) -> float:
@@ -245,23 +232,23 @@ def save(model: Scenes, patches: dict[str, Tensor], tokenizer: PreTrainedTokeniz
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, help="updates of the strong model, in place of the plan's")
+    parser.add_argument("--steps", type=int, help="updates of the strong model, in place of the schedule's")
     parser.add_argument("--output", type=Path, default=ASSETS, help="folder of the two models' folders")
     args = parser.parse_args()
-    plan = Plan() if args.steps is None else Plan(strong_steps=args.steps)
+    schedule = Schedule() if args.steps is None else Schedule(strong_steps=args.steps)
     every = [worded(p, a, word) for p in PLACES for a in ATTRIBUTES for words in WORDS.values() for word in words]
     tokenizer = train_tokenizer((TEXT["prefix"] + text for text in every), 384, TEXT["max_length"])
-    for which, model, patches, seconds in training(plan, tokenizer):
+    for which, model, patches, seconds in training(schedule, tokenizer):
         folder = args.output / f"mini_scene_{which}"
         save(model, patches, tokenizer, folder)
         metrics: dict[str, Any] = {
-            **vars(plan),
+            **vars(schedule),
             "train_seconds": seconds,
             "parameters": {
                 "unet": sum(p.numel() for p in model.unet.parameters()),
                 "text_encoder": sum(p.numel() for p in model.encoder.parameters()),
             },
-            "measured": measured(folder, per_grade=18, seed=plan.seed + 1),
+            "measured": measured(folder, per_grade=18, seed=schedule.seed + 1),
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         found = metrics["measured"]

@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from measure_scene_diffusion import SCHEDULER, TEXT, contact_sheet, encode_captions, evaluate, write_card
+from scene_models import Denoising
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -86,17 +88,13 @@ def train(args: argparse.Namespace) -> tuple[UNet2DConditionModel, float]:
 
     model = UNet2DConditionModel(**UNET)
     average = copy.deepcopy(model).requires_grad_(False)
-    scheduler = DDIMScheduler(**SCHEDULER)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, args))
+    rate = partial(_rate, args=args)
+    denoising = Denoising(model, average, DDIMScheduler(**SCHEDULER), args.learning_rate, rate, args.ema)
     start, seconds = 0, 0.0
     checkpoint = args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        denoising.restore(state)
         start, seconds = state["step"], state["seconds"]
         print(f"resumed at step {start}", flush=True)
 
@@ -104,47 +102,24 @@ def train(args: argparse.Namespace) -> tuple[UNet2DConditionModel, float]:
     for step in range(start, args.steps):
         # every step has its own streams, so that a resumed run sees what an uninterrupted one would have seen
         rng = np.random.default_rng((args.seed, step))
-        noise_source = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         rows = rng.integers(len(pool), size=args.batch_size)
         clean = render_batch([pool[row] for row in rows], rng)
         rows[rng.random(args.batch_size) < args.caption_dropout] = len(pool)
-        noise = torch.randn(clean.shape, generator=noise_source)
-        # one t from each of B equal strata: the same uniform law, less variance
-        strata = (torch.arange(args.batch_size) + torch.rand(args.batch_size, generator=noise_source)) / args.batch_size
-        t = (strata * scheduler.config.num_train_timesteps).long()
-        predicted = model(
-            scheduler.add_noise(clean, noise, t),
-            t,
-            hidden[rows].float(),
-            encoder_attention_mask=mask[rows],
-            return_dict=False,
-        )[0]
-        loss = F.mse_loss(predicted, scheduler.get_velocity(clean, noise, t))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        decay = min(args.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        recent.append(loss.item())
+        predict = partial(_velocity, model, hidden[rows].float(), mask[rows])
+        recent.append(denoising.update(step, predict, clean, args.seed))
         if (step + 1) % 100 == 0:
             seconds = time.perf_counter() - began
             print(f"step {step + 1} loss {np.mean(recent):.4f} seconds {seconds:.0f}", flush=True)
             recent = []
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            state = {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "step": step + 1,
-                "seconds": time.perf_counter() - began,
-            }
+            state = {**denoising.state(), "step": step + 1, "seconds": time.perf_counter() - began}
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").rename(checkpoint)
     return average, time.perf_counter() - began
+
+
+def _velocity(model: UNet2DConditionModel, hidden: Tensor, mask: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    return model(noisy, t, hidden, encoder_attention_mask=mask, return_dict=False)[0]
 
 
 def _rate(step: int, args: argparse.Namespace) -> float:
