@@ -7,6 +7,7 @@ setting needs a line here only if any number (from 0 to a million, if whole) is 
 import math
 import re
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sysdpo.errors import SettingError, nearest
@@ -160,7 +161,7 @@ def check_fields(settings: Any, place: str = "") -> None:
         place: what an error puts before a field's name (`training.`).
     """
     for name, hint in get_type_hints(type(settings)).items():
-        value, hints = getattr(settings, name), (hint, *get_args(hint))
+        value, hints = getattr(settings, name), get_args(hint) if isinstance(hint, UnionType) else (hint,)
         choices = next((get_args(each) for each in hints if get_origin(each) is Literal), None)
         if choices is not None and value not in choices:
             raise SettingError(f"{place}{name}: {nearest(str(value), choices)}")
