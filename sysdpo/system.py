@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sysdpo.components.base import Component, Likelihood, Parents, TokenSampler, Value, identity
-from sysdpo.errors import SettingError, check_file_name, nearest
+from sysdpo.components.names import check_component_name
+from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph, Variable
 from sysdpo.runs.files import SUMS, damage, replacing, write_sums
 from sysdpo.seeds import stream
@@ -39,16 +40,6 @@ class Pair:
 
 
 Quantity = Literal["log_prob", "reference_log_prob", "log_ratio"]
-
-
-def check_component_name(name: str) -> None:
-    """Refuse a name that could be no part of a module or no folder of its weights."""
-    check_file_name("components", name)
-    if "." in name or hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
-        raise SettingError(
-            f"components: {name!r} cannot name a component (it has a dot, or means something to torch); write "
-            f"{name.replace('.', '_') + ('_model' if '.' not in name else '')!r}."
-        )
 
 
 class CompoundSystem(nn.Module):
@@ -104,11 +95,11 @@ class CompoundSystem(nn.Module):
         kinds = {self.component(name).likelihood for name in variable.components}
         return "bound" if "bound" in kinds else "exact" if "exact" in kinds else "constant"
 
-    def shares(self, variable: Variable, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def drawn_by(self, variable: Variable, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Which rows each component draws the variable in: {component: [N], 1 or 0}."""
-        drawn_by = [variable.may_draw(row) for row in rows]
+        names = [variable.may_draw(row) for row in rows]
         return {
-            name: torch.tensor([float(name in names) for names in drawn_by], device=self.device)
+            name: torch.tensor([float(name in who) for who in names], device=self.device)
             for name in variable.components
         }
 
@@ -172,19 +163,19 @@ class CompoundSystem(nn.Module):
         seeds: Sequence[int] | int = 0,
         sampler: TokenSampler | None = None,
         only: Sequence[str] | None = None,
-        together: Sequence[int] | None = None,
+        requests: Sequence[int] | None = None,
     ) -> list[dict[str, Value]]:
         """Draw every generated variable (or those named in `only`), parents first.
 
-        With a sampler, rows of one group whose parents agree are drawn together: a component is asked for as many
+        With a sampler, rows of one request whose parents agree are drawn at once: a component is asked for as many
         values as there are such rows, so that a strategy which promises distinct values spreads them over the rows.
-        Where it has fewer, the rows share what there is.
+        Where it has fewer, values repeat.
 
         Args:
             inputs: one mapping a row, with at least the input variables.
-            seeds: one a row; what a row gets depends on its own seed and parents, and on its group's. A single number
-                gives every row a stream of its own.
-            together: the group of each row; None: all rows are one group.
+            seeds: one a row; what a row gets depends on its own seed and parents, and on those of its request.
+                A single number gives every row a stream of its own.
+            requests: the number of the request that each row belongs to; None: all rows are one request.
         """
         rows: list[dict[str, Value]] = [dict(row) for row in inputs]
         if isinstance(seeds, int):
@@ -197,11 +188,9 @@ class CompoundSystem(nn.Module):
             for name, members in _by_component(variable, rows, owners).items():
                 chosen = [owners[i] for i in members]
                 call_seeds = [_mix(seeds[row], position, element) for row, element in chosen]
-                groups = [(together[row] if together is not None else 0, element) for row, element in chosen]
+                asked = [(requests[row] if requests is not None else 0, element) for row, element in chosen]
                 try:
-                    drawn = _draw_grouped(
-                        self.component(name), [calls[i] for i in members], call_seeds, sampler, groups
-                    )
+                    drawn = _draw_grouped(self.component(name), [calls[i] for i in members], call_seeds, sampler, asked)
                 except SettingError as error:
                     raise SettingError(f"variable {variable.name!r}: {error}") from error
                 for i, value in zip(members, drawn, strict=True):
@@ -385,14 +374,14 @@ def _draw_grouped(
     calls: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
     sampler: TokenSampler | None,
-    together: Sequence[tuple[int, int]],
+    requests: Sequence[tuple[int, int]],
 ) -> list[Value]:
-    """One value a call; with a sampler, calls of one group with equal parents share one request for several values."""
+    """One value a call; with a sampler, calls of one request with equal parents are one call for several values."""
     if sampler is None:
         return [values[0] for values in component.sample(calls, 1, seeds)] if calls else []
     groups: dict[object, list[int]] = {}
     for i, parents in enumerate(calls):
-        groups.setdefault((together[i], identity(parents)), []).append(i)
+        groups.setdefault((requests[i], identity(parents)), []).append(i)
     result: list[Value] = [None] * len(calls)
     for n in sorted({len(members) for members in groups.values()}):
         same_size = [members for members in groups.values() if len(members) == n]

@@ -18,7 +18,7 @@ from datasets import load_dataset
 from sysdpo.data.storage import load_rows, plain_rows
 from sysdpo.errors import SettingError, one_line
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 ROW_LIMIT = 16 * 2**20
 """Bytes a row of a text file may take: a model reads at most a few megabytes, and tokens take 200 times their text."""
@@ -26,7 +26,7 @@ ROW_LIMIT = 16 * 2**20
 SPLIT_OF_HUB = "train"
 
 
-def read_rows(path: str | Path, setting: str = "dataset.path", split: str | None = None) -> list[Row]:
+def read_rows(path: str | Path, setting: str = "dataset.path", split: str | None = None) -> list[Record]:
     """The rows of a file or a folder.
 
     Args:
@@ -46,7 +46,7 @@ def read_rows(path: str | Path, setting: str = "dataset.path", split: str | None
     return rows
 
 
-def fetch_rows(repository: str, config: str | None = None, split: str | None = None) -> list[Row]:
+def fetch_rows(repository: str, config: str | None = None, split: str | None = None) -> list[Record]:
     """A split of a data set on the hub, from this machine's cache where it was fetched before."""
     try:
         loaded = load_dataset(repository, config, split=split or SPLIT_OF_HUB)
@@ -69,11 +69,11 @@ def _is_id(text: str) -> bool:
 
 # ---- folders -------------------------------------------------------------------------------------------------------
 
-READERS: dict[str, Callable[[Path, str], list[Row]]] = {}
+READERS: dict[str, Callable[[Path, str], list[Record]]] = {}
 """By the ending of a file's name; filled in below."""
 
 
-def _folder(path: Path, setting: str, split: str | None) -> list[Row]:
+def _folder(path: Path, setting: str, split: str | None) -> list[Record]:
     if (
         (path / "dataset_dict.json").is_file()
         or (path / "state.json").is_file()
@@ -127,11 +127,11 @@ def _ending(file: Path) -> str:
     return next((e for e in sorted(READERS, key=len, reverse=True) if name.endswith(e)), "")
 
 
-def _reader(file: Path) -> Callable[[Path, str], list[Row]] | None:
+def _reader(file: Path) -> Callable[[Path, str], list[Record]] | None:
     return READERS.get(_ending(file))
 
 
-def _file(path: Path, setting: str) -> list[Row]:
+def _file(path: Path, setting: str) -> list[Record]:
     with path.open("rb") as file:
         head = file.read(4)
     if head[:4] == b"PAR1":
@@ -194,7 +194,7 @@ def _check_length(length: int, path: Path, number: int) -> None:
         )
 
 
-def _json(path: Path, setting: str) -> list[Row]:
+def _json(path: Path, setting: str) -> list[Record]:
     """One object a line, or one array of objects over as many lines as it likes."""
     with _open(path) as raw:
         try:
@@ -224,7 +224,7 @@ def _unlimited(path: Path) -> Iterator[tuple[int, str]]:
         yield from enumerate(text, 1)
 
 
-def _array(path: Path) -> Iterable[Row]:
+def _array(path: Path) -> Iterable[Record]:
     with _open(path) as raw:
         content = raw.read()
     try:
@@ -237,7 +237,7 @@ def _array(path: Path) -> Iterable[Row]:
         yield row
 
 
-def _objects(path: Path) -> Iterable[Row]:
+def _objects(path: Path) -> Iterable[Record]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -260,14 +260,14 @@ def _parsed(text: str, where: str) -> Any:
         raise SettingError(f"{where}: holds a number that is too long to be one; write it as a text.") from error
 
 
-def _csv(path: Path, setting: str) -> list[Row]:
+def _csv(path: Path, setting: str) -> list[Record]:
     """A first line of column names; separated by commas, semicolons or tabs, whichever the first line has most of."""
     csv.field_size_limit(ROW_LIMIT)
     lines = (line for _, line in _lines(path))
     first = next(lines, "")
     separator = max(",;\t", key=first.count)
     table = csv.reader(_chain(first, lines), delimiter=separator, strict=True)
-    rows: list[Row] = []
+    rows: list[Record] = []
     try:
         names = next(table, [])
         if len(set(names)) != len(names):
@@ -293,7 +293,7 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from rest
 
 
-def _parquet(path: Path, setting: str) -> list[Row]:
+def _parquet(path: Path, setting: str) -> list[Record]:
     try:
         return plain_rows(pyarrow.parquet.ParquetFile(path))
     except (OSError, pyarrow.ArrowException, ValueError) as error:

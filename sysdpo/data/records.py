@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sysdpo.components.text.conversation import Conversation
+from sysdpo.data.files import Record
 from sysdpo.data.formats import Reading, read_row
 from sysdpo.data.messages import conversation, is_messages, is_parts, kind, text_of, turns_of
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
 from sysdpo.system import Pair
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class PreferenceData:
 
     train: list[Pair]
     validation: list[Pair]
-    evaluation: list[Row]
+    evaluation: list[Record]
 
 
 DEPTH = 64
@@ -177,7 +176,7 @@ def half_character(text: str) -> int | None:
 
 def _read(
     row: Mapping[str, Any], graph: SystemGraph, templates: Mapping[str, str], columns: Mapping[str, str] | None
-) -> tuple[Reading, Row]:
+) -> tuple[Reading, Record]:
     names = [v.name for v in graph.inputs]
     reading = read_row(
         row,
@@ -186,7 +185,7 @@ def _read(
         prompt_given=all(name in templates for name in names),
         columns=columns,
     )
-    values: Row = {}
+    values: Record = {}
     for name in names:
         if name in templates:
             values[name] = _fill(templates[name], row, name)
@@ -235,7 +234,7 @@ def _fill(template: str, row: Mapping[str, Any], variable: str) -> Any:
     return "".join(text + ("" if value is None else str(value)) for text, value in fields).strip()
 
 
-def _side(value: Any, side: str, graph: SystemGraph, wanted: Sequence[str], inputs: Row) -> Row:
+def _side(value: Any, side: str, graph: SystemGraph, wanted: Sequence[str], inputs: Record) -> Record:
     if not isinstance(value, Mapping):
         if len(graph.finals) != 1:
             names = ", ".join(v.name for v in graph.finals)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from datasets import disable_progress_bars
 
 from sysdpo.components.base import identity
-from sysdpo.data.files import Row, fetch_rows, read_rows
+from sysdpo.data.files import Record, fetch_rows, read_rows
 from sysdpo.data.records import PreferenceData, Understood, prompt_key, understand
 from sysdpo.data.storage import fingerprint, save_rows
 from sysdpo.data.usable import BAD_ROWS, keep_usable, reasons
@@ -76,7 +76,9 @@ class Recorded:
             log.info("data: %s", plain(line))
         return split(found.pairs, self.evaluation, self.validation, self.seed, self.limit)
 
-    def read(self, system: CompoundSystem, needs_intermediates: bool, rows: Sequence[Row] | None = None) -> Understood:
+    def read(
+        self, system: CompoundSystem, needs_intermediates: bool, rows: Sequence[Record] | None = None
+    ) -> Understood:
         """All pairs that `system` can be trained on, and what became of the other rows (None: those of the file)."""
         if self.bad_rows not in BAD_ROWS:
             raise SettingError(f"dataset.bad_rows: {nearest(self.bad_rows, BAD_ROWS)}")
@@ -102,7 +104,7 @@ class Recorded:
             folder=path if path is None or path.is_dir() else path.parent,
         )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Record]:
         """As they stand in the file."""
         if self.path is not None:
             return read_rows(self.path, split=self.split)
@@ -209,7 +211,7 @@ def hold_out(pairs: Sequence[Pair], validation: int) -> tuple[list[Pair], list[P
 
 
 def draw_samples(
-    system: CompoundSystem, prompts: Sequence[Row], n: int, seed: int, batch_size: int, partial: Path
+    system: CompoundSystem, prompts: Sequence[Record], n: int, seed: int, batch_size: int, partial: Path
 ) -> list[list[dict[str, Any]]]:
     """`n` samples of all generated variables for each prompt; kept batch by batch, so that a killed build goes on."""
     names = [v.name for v in system.graph.generated]
@@ -233,7 +235,7 @@ def draw_samples(
     return [done[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
-def store(folder: Path, parts: Mapping[str, list[Row]], card: Mapping[str, Any]) -> None:
+def store(folder: Path, parts: Mapping[str, list[Record]], card: Mapping[str, Any]) -> None:
     for name, rows in parts.items():
         save_rows(rows, folder / name)
     write_json(folder / "card.json", {**card, "rows": {name: len(rows) for name, rows in parts.items()}})

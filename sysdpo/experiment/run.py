@@ -21,7 +21,7 @@ from sysdpo.experiment.evaluate import curve_point, evaluate
 from sysdpo.progress import named
 from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.wandb_log import Logger, Silent
-from sysdpo.system import CompoundSystem, check_component_name
+from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
 from sysdpo.training.objectives import Objective
 from sysdpo.training.separate import train_separately
@@ -109,8 +109,6 @@ def check_names(config: DictConfig) -> None:
     """Refuse names that would put results elsewhere than their place, before anything is read or written."""
     for key in ("experiment", "scale", "method.name", "dataset.name"):
         check_file_name(key, OmegaConf.select(config, key))
-    for name in config.system.get("components") or {}:
-        check_component_name(str(name))
 
 
 def _heard(config: DictConfig, folder: RunFolder) -> Path | None:

@@ -90,7 +90,7 @@ class Plan:
         )
         self.shaped = OmegaConf.create(on_meta(self.content))
         self.system = build_trainable(self.shaped)
-        self.preference = instantiate(self.shaped.objective)
+        self.objective = instantiate(self.shaped.objective)
         self.elements = int(self.content["system"].get("captions_per_prompt", 1))
         self.parts = {name: count(self.system.component(name)) for name in self.system.components}
         self.phases: list[Phase] = []
@@ -138,8 +138,8 @@ class Plan:
             usual.tokens / pairs * settings.steps * settings.batch_size,
         )
         self.phases.append(total)
-        if isinstance(self.preference, Sampling):
-            rows = pairs * self.preference.strategy.num_draws
+        if isinstance(self.objective, Sampling):
+            rows = pairs * self.objective.strategy.num_draws
             for variable in self.system.graph.intermediates:
                 self.draw(variable, "train: draw ", rows * updates, rows)
 
@@ -152,7 +152,7 @@ class Plan:
         self._rehearse(text)
         tokens = self.assumed["tokens"]
         workload = Workload(self.system, tokens[prompt], tokens["text"], self.elements)
-        return rehearse_update(self.system, self.preference, workload, pairs, repeats)
+        return rehearse_update(self.system, self.objective, workload, pairs, repeats)
 
     # ---- drawing -------------------------------------------------------------------------------------------------
 

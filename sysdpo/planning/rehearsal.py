@@ -28,9 +28,9 @@ class Update(NamedTuple):
 
 
 def rehearse_update(
-    system: CompoundSystem, preference: Objective, workload: Workload, pairs: int, repeats: int = 2
+    system: CompoundSystem, objective: Objective, workload: Workload, pairs: int, repeats: int = 2
 ) -> Update:
-    """`preference` compares `pairs` pairs and goes back; the second time gradients are in place, and no text is known.
+    """`objective` compares `pairs` pairs and goes back; the second time gradients are in place, and no text is known.
 
     Args:
         system: on the meta device, and told to rehearse (`Component.rehearse`).
@@ -38,9 +38,9 @@ def rehearse_update(
     """
     meter, saved = Meter(), Counter[str]()
     sampled: Any = nullcontext()
-    if isinstance(preference, Sampling):
-        k = preference.strategy.k
-        sampled = patch.object(preference, "draw", lambda _, given, __: workload.samples(given, k))
+    if isinstance(objective, Sampling):
+        k = objective.strategy.k
+        sampled = patch.object(objective, "draw", lambda _, given, __: workload.samples(given, k))
     networks = [network for name in system.components for network in _networks(system.component(name))]
     with shapes(*networks), sampled, counted_tokens(system) as tokens, _saved(system, meter, saved):
         for repeat in range(repeats):
@@ -49,7 +49,7 @@ def rehearse_update(
             tokens.clear()
             meter.restart()
             with meter:
-                preference_loss(preference.compare(system, some, range(pairs)).margin, 0.1).sum().backward()
+                preference_loss(objective.compare(system, some, range(pairs)).margin, 0.1).sum().backward()
     return Update(meter, dict(saved), sum(tokens))
 
 

@@ -153,7 +153,7 @@ class Trainer:
 
     Args:
         system: the policy; its reference is what it was before training.
-        preference: how two outcomes are compared: `Direct()` (eq. 4) or `Sampling(k=2)` (eq. 9).
+        objective: how two outcomes are compared: `Direct()` (eq. 4) or `Sampling(k=2)` (eq. 9).
         train: the pairs.
         validation: pairs to choose weights by, where `validate_every` is set.
         settings: of the loop; single ones may be given by name instead: `steps=24, learning_rate=1e-4`.
@@ -167,7 +167,7 @@ class Trainer:
     def __init__(
         self,
         system: CompoundSystem,
-        preference: Objective,
+        objective: Objective,
         train: Sequence[Pair],
         validation: Sequence[Pair] = (),
         settings: TrainingSettings | None = None,
@@ -180,15 +180,15 @@ class Trainer:
             raise SettingError(f"Trainer: {nearest(unknown, TrainingSettings.__dataclass_fields__)}")
         settings = replace(settings or TrainingSettings(), **changes)
         folder = Path(folder)
-        preference.check(system)
+        objective.check(system)
         check_training(system, settings)
         check_pairs(train, validation, settings)
-        self.system, self.preference, self.settings, self.folder = system, preference, settings, folder
+        self.system, self.objective, self.settings, self.folder = system, objective, settings, folder
         self.train_pairs, self.validation_pairs = train, validation
         self.log, self.evaluate = log, evaluate
         self.step, self.skipped = 0, 0
         self.history: list[dict[str, Any]] = []
-        self.fingerprint = fingerprint(system, preference, train, validation, settings)
+        self.fingerprint = fingerprint(system, objective, train, validation, settings)
         self.best = Best(state=trainable_state(system) if settings.validate_every else {})
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -274,7 +274,7 @@ class Trainer:
         sums: dict[str, float] = {}
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
-            compared = self.preference.compare(self.system, part, [self._seed(p, step) for p in part])
+            compared = self.objective.compare(self.system, part, [self._seed(p, step) for p in part])
             if self.step == 0 and torch.is_grad_enabled():  # no weight has moved
                 check_margin(self.system, compared)
             loss = self._loss(compared)
@@ -289,7 +289,7 @@ class Trainer:
     def _loss(self, compared: Comparison) -> Tensor:
         s = self.settings
         loss = preference_loss(compared.margin, s.beta, s.link, s.label_smoothing)
-        return loss - s.nll_weight * compared.fit if s.nll_weight else loss
+        return loss - s.nll_weight * compared.chosen_likelihood if s.nll_weight else loss
 
     def _diagnostics(self) -> dict[str, float]:
         return {

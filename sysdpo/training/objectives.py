@@ -23,15 +23,16 @@ class Comparison:
     """B pairs compared; all tensors in nats.
 
     `chosen` and `rejected` are the policy's log-ratio to the reference for each side, [B]; `logps` the policy's
-    log-probability of each side where it is exact; `terms` each component's share of the margin, `sides` of each
-    side's log-ratio, [B]. `fit` is the chosen side's log-ratio over the variables whose likelihood is exact, [B]; its
-    gradient is that of their log-likelihood. `sampling` tells of the samples that were summed over, [B] each.
+    log-probability of each side where it is exact; `terms` each component's part of the margin, `sides` of each
+    side's log-ratio, [B]. `chosen_likelihood` is the chosen side's log-ratio over the variables whose likelihood is
+    exact, [B]; its gradient is that of their log-likelihood. `sampling` describes the samples that were summed over,
+    [B] each.
     """
 
     margin: Tensor
     chosen: Tensor
     rejected: Tensor
-    fit: Tensor
+    chosen_likelihood: Tensor
     logps: Mapping[str, Tensor] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     sides: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -75,7 +76,7 @@ class Direct:
         chosen, rejected = torch.stack(list(ratios.values()), dim=-1).chunk(2)  # [B, V] each
         sides: dict[tuple[str, str], Tensor] = {}
         for i, name in enumerate(ratios):
-            for component, drawn in system.shares(system.graph[name], rows).items():
+            for component, drawn in system.drawn_by(system.graph[name], rows).items():
                 for side, values, own in zip(SIDES, (chosen, rejected), drawn.chunk(2), strict=True):
                     share = values[:, i].detach() * own
                     sides[component, side] = sides[component, side] + share if (component, side) in sides else share
@@ -174,7 +175,7 @@ class Sampling:
         # a mean of weights estimates log p(z | x); a sum of probabilities is a lower bound on it
         divisor = torch.zeros(()) if proposal is None else proposal + math.log(shape[2])
         divisor = divisor.to(joint_policy)
-        fit = (fitted - divisor).logsumexp(-1) - (joint_reference[0] - divisor).logsumexp(-1)
+        likelihood = (fitted - divisor).logsumexp(-1) - (joint_reference[0] - divisor).logsumexp(-1)
         with torch.no_grad():
             weights = joint_policy - divisor
             marginal = weights.logsumexp(-1)
@@ -183,7 +184,7 @@ class Sampling:
             effective, variation = posterior_agreement(weights)
             terms: dict[str, Tensor] = {}
             for name in policy:  # which part of the system moved, averaged over the samples that explain each side
-                for component, share in system.shares(system.graph[name], rows).items():
+                for component, share in system.drawn_by(system.graph[name], rows).items():
                     moved = _scatter((policy[name] - reference[name]) * share, where, shape, 0.0)
                     sides = (posterior * moved).sum(-1)
                     terms[component] = terms.get(component, torch.zeros_like(margin)) + sides[0] - sides[1]
@@ -199,7 +200,7 @@ class Sampling:
             "effective_samples_rejected": effective[1],
             "total_variation": variation,
         }
-        return Comparison(margin, ratio[0], ratio[1], fit, logps, terms, counts=counts, sampling=sampling)
+        return Comparison(margin, ratio[0], ratio[1], likelihood, logps, terms, counts=counts, sampling=sampling)
 
     @torch.no_grad()
     def draw(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[list[dict[str, Any]]]:
@@ -211,7 +212,7 @@ class Sampling:
             [seed * n + k for seed in seeds for k in range(n)],
             sampler=self.strategy.draw,
             only=names,
-            together=[b for b in range(len(pairs)) for _ in range(n)],  # what a pair gets is its own affair
+            requests=[b for b in range(len(pairs)) for _ in range(n)],  # what a pair gets is its own affair
         )
         drawn = []
         for b in range(len(pairs)):

@@ -41,7 +41,9 @@ def test_its_gradient_is_that_of_the_negative_log_likelihood(tmp_path: Path) -> 
     unet = [p for p in system.component("diffusion").parameters() if p.requires_grad]
     assert not any(
         g is not None and bool(g.any())
-        for g in torch.autograd.grad(Direct().compare(system, pairs, [0, 1]).fit.sum(), unet, allow_unused=True)
+        for g in torch.autograd.grad(
+            Direct().compare(system, pairs, [0, 1]).chosen_likelihood.sum(), unet, allow_unused=True
+        )
     )
 
 
@@ -52,7 +54,9 @@ def test_sampled_intermediates_are_not_fitted() -> None:
     pairs, seeds = make_pairs_for(system, 2), [0, 1]
     sampling = Sampling(SamplingStrategy(draw=MonteCarlo(), k=2))
     parameters = [p for p in system.parameters() if p.requires_grad]
-    own = torch.autograd.grad(sampling.compare(system, pairs, seeds).fit.sum(), parameters, allow_unused=True)
+    own = torch.autograd.grad(
+        sampling.compare(system, pairs, seeds).chosen_likelihood.sum(), parameters, allow_unused=True
+    )
     fitted = torch.zeros(())
     for pair, samples in zip(pairs, sampling.draw(system, pairs, seeds), strict=True):
         terms = system.log_prob([{**pair.row("chosen"), **sample} for sample in samples])

@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sysdpo.cli.failures import explain
+from sysdpo.components.names import MEANT_BY_TORCH, check_component_name
 from sysdpo.data.storage import load_rows, made_once, save_rows
 from sysdpo.errors import SettingError, check_file_name, plain
 from sysdpo.runs.files import (
@@ -37,7 +38,7 @@ from sysdpo.runs.files import (
 )
 from sysdpo.runs.folder import RunFolder, survey
 from sysdpo.runs.stopping import Terminated
-from sysdpo.system import CompoundSystem, Pair, check_component_name
+from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
@@ -527,6 +528,10 @@ def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
 def test_component_names_that_could_not_be_kept_are_refused(name: str) -> None:
     with pytest.raises(SettingError, match="components"):
         check_component_name(name)
+
+
+def test_names_that_mean_something_to_torch_are_those_that_are_written_down() -> None:
+    assert {name for name in dir(nn.ModuleDict()) if not name.startswith("_")} == MEANT_BY_TORCH
 
 
 @pytest.mark.parametrize("name", ["psi1", "query-rewriter", "Schreiber_ü", "model 2", "a=b"])

@@ -135,6 +135,15 @@ def test_what_ships_is_right_and_every_key_at_the_top_is_known(overrides: tuple[
     }, "a new key at the top: commands that read it by name list it in sysdpo.cli.schema.effect.READ"
 
 
+def test_a_component_s_name_is_refused_with_the_config() -> None:
+    content: Any = OmegaConf.to_container(composed("experiment=table2"), resolve=True)
+    content["system"]["components"]["values"] = content["system"]["components"].pop("psi1")
+    content["system"]["variables"]["y"]["component"] = "values"
+    content["train"] = None
+    with pytest.raises(SettingError, match=r"'values' cannot name a component .*; write 'values_model'"):
+        check_settings(content)
+
+
 def test_nothing_is_imported_for_it() -> None:
     code = (
         "import sys\nfrom tests.unit.test_settings import CONFIGS, composed\n"

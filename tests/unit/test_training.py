@@ -379,7 +379,7 @@ class Scripted:
             return compared
         margin = torch.full_like(compared.margin, self.margins[self.seen])
         self.seen += 1
-        return Comparison(margin, compared.chosen, compared.rejected, compared.fit)
+        return Comparison(margin, compared.chosen, compared.rejected, compared.chosen_likelihood)
 
 
 def test_the_log_tells_what_the_samples_were_worth(tmp_path: Path) -> None:

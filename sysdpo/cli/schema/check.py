@@ -27,6 +27,7 @@ from sysdpo.cli.schema.keys import (
 )
 from sysdpo.cli.schema.kinds import Kind, refusal
 from sysdpo.cli.schema.signatures import Signature, signature
+from sysdpo.components.names import check_component_name
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
 from sysdpo.limits import ITEMS, NO_LIMITS, WHOLE, limits_of
@@ -86,6 +87,7 @@ def _check_system(system: Mapping[str, Any]) -> SystemGraph:
         _check_keys("system.unroll", system["unroll"], Signature(UNROLL))
         graph = graph.unroll(system["unroll"]["loop"], system["unroll"]["steps"])
     for name, component in system["components"].items():
+        check_component_name(str(name))
         place = f"system.components.{name}"
         model = component.get("model", {})
         _check(f"{place}.model", model, TOP["method"])

@@ -52,7 +52,7 @@ NOUNS = {
 }
 """What a prompt calls each of the forty scene attributes, in the index order of the attribute regressor."""
 
-STYLES: dict[str, tuple[str, ...]] = {
+TEMPLATES: dict[str, tuple[str, ...]] = {
     "prompt": (
         "Three images of a {place} with more and more {noun}.",
         "A {place} in three images, from no {noun} to a great deal of it.",
@@ -156,7 +156,7 @@ def read_prompts(
 def _prompts(
     attribute: str, places: Sequence[str], wanted: int, position: int, setting: str, rng: random.Random
 ) -> list[ProgressionPrompt]:
-    by_style = {style: list(product(places, templates)) for style, templates in STYLES.items()}
+    by_style = {style: list(product(places, templates)) for style, templates in TEMPLATES.items()}
     available = sum(map(len, by_style.values()))
     if wanted > available:
         raise SettingError(
@@ -164,7 +164,7 @@ def _prompts(
         )
     for combinations in by_style.values():
         rng.shuffle(combinations)
-    styles = list(STYLES)
+    styles = list(TEMPLATES)
     prompts = []
     for i in range(wanted):
         style = styles[(i + position) % len(styles)]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from sysdpo.components.base import Component
 from sysdpo.components.image.pixels import to_picture
-from sysdpo.data.files import Row, read_rows
+from sysdpo.data.files import Record, read_rows
 from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, make_pairs
 from sysdpo.data.sources import hold_out
@@ -94,11 +94,11 @@ class Progressions:
     ) -> None:
         drawn = self._draw(with_images_from(system, self.generator), train, folder / "samples.partial")
         columns = [v.name for v in system.graph.generated]
-        rows: list[Row] = []
+        rows: list[Record] = []
         for prompt, start in zip(train, range(0, len(drawn), self.samples), strict=True):
             samples = drawn[start : start + self.samples]
             for sides in ranked_pairs([s["score"] for s in samples], self.min_gap, self.pairs_per_prompt):
-                row: Row = dict(prompt.row())
+                row: Record = dict(prompt.row())
                 for side, sample in zip(("chosen", "rejected"), (samples[i] for i in sides), strict=True):
                     row[side] = {name: sample[name] for name in columns}
                     row |= {f"{side}_{key}": sample[key] for key in ("score", "levels", "log_prob")}
@@ -141,7 +141,9 @@ class Progressions:
             save_rows(self._scored(system, rows, [prompts[i].attribute for i, _ in part]), partial / f"{start:08d}")
         return [row for start in starts for row in load_rows(partial / f"{start:08d}")]
 
-    def _scored(self, system: CompoundSystem, rows: Sequence[Row], attributes: Sequence[str]) -> list[dict[str, Any]]:
+    def _scored(
+        self, system: CompoundSystem, rows: Sequence[Record], attributes: Sequence[str]
+    ) -> list[dict[str, Any]]:
         final = only_sequence(system)
         for row in rows:
             row[final] = [_resized(picture, self.image_size) for picture in row[final]]

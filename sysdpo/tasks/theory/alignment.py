@@ -68,9 +68,9 @@ def broken_support(weights: Weights) -> dict[str, list[tuple[str, str]]]:
     return {x: [(DRAFTS[i % len(DRAFTS)], z) for i, z in enumerate(weight)] for x, weight in weights.items()}
 
 
-def align(system: CompoundSystem, preference: Objective, pairs: Sequence[Pair], beta: float) -> float:
+def align(system: CompoundSystem, objective: Objective, pairs: Sequence[Pair], beta: float) -> float:
     """Minimise the exact loss with the ordinary loop; returns the last value of the loss."""
-    preference.check(system)
+    objective.check(system)
     settings = TrainingSettings(
         steps=UPDATES,
         batch_size=len(pairs),
@@ -81,7 +81,7 @@ def align(system: CompoundSystem, preference: Objective, pairs: Sequence[Pair], 
     )
     log: list[Mapping[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(system, preference, pairs, (), settings, Path(folder), log.append).run()
+        Trainer(system, objective, pairs, (), settings, Path(folder), log.append).run()
     return log[-1]["loss"]
 
 
@@ -119,10 +119,10 @@ def check_perfect_alignment(betas: Sequence[float]) -> list[dict[str, Any]]:
         "sysdpo_sampling_all_y": (two_stages, Sampling(SamplingStrategy(len(DRAFTS), ALL)), final),
     }
     rows = []
-    for method, (make, preference, pairs) in runs.items():
+    for method, (make, objective, pairs) in runs.items():
         for beta in betas:
             system = make(inputs, answers) if make is single else make(inputs, DRAFTS, answers)
-            loss = align(system, preference, pairs, beta)
+            loss = align(system, objective, pairs, beta)
             rows.append(
                 {
                     "method": method,

@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from sysdpo.data.files import read_rows
+from sysdpo.data.files import Record, read_rows
 from sysdpo.data.ranking import ranked_pairs
-from sysdpo.data.records import PreferenceData, Row, make_pairs
+from sysdpo.data.records import PreferenceData, make_pairs
 from sysdpo.data.sources import draw_samples, hold_out, store
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
@@ -42,7 +42,7 @@ class VerifiableInstructions:
     validation: int = 0
     batch_size: int = 64
     seed: int = 0
-    instructions: Callable[[Literal["train", "evaluation"], int, int], Sequence[Row]] = make_instructions
+    instructions: Callable[[Literal["train", "evaluation"], int, int], Sequence[Record]] = make_instructions
 
     def prepare(self, system: CompoundSystem, folder: Path, needs_intermediates: bool) -> PreferenceData:
         final = _only_final(system)
