@@ -4,7 +4,7 @@ import logging
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sysdpo.benchmark.beside import Measured, both
-from sysdpo.benchmark.readings import Memory, timed
+from sysdpo.benchmark.beside import Figures, beside
+from sysdpo.benchmark.readings import Memory
 from sysdpo.components.base import Component, TokenSampler, Value
+from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 from sysdpo.experiment.build import build_trainable, device_name, training_settings
 from sysdpo.experiment.downloads import check_models
@@ -33,7 +34,7 @@ from sysdpo.training.objectives import Sampling
 log = logging.getLogger(__name__)
 
 
-def benchmark(config: DictConfig) -> Measured:
+def benchmark(config: DictConfig) -> dict[str, Any]:
     """Load, train, checkpoint, resume and sample as `config` (`conf/benchmark.yaml`) says, on made-up rows.
 
     Times are planned for a GPU, so on a CPU they stand alone; its memory is compared.
@@ -44,70 +45,35 @@ def benchmark(config: DictConfig) -> Measured:
     if config.trainer != "joint":
         raise SettingError(f"trainer={config.trainer}: only updates of the whole system are measured; set method=….")
     check_models(config)  # no judge, no scorer: nothing is evaluated
-    memory = Memory()
-    log.info("load")
-    system, seconds = timed(lambda: build_trainable(config))
-    memory.of(system)
-    bench = Benchmark(config, system, memory)
-    loaded = {"seconds": seconds, "peak_bytes": memory.peak()}
-    held = memory.now()
-    pairs = int(config.benchmark.pairs)
-    plan = bench.plan("prompt", pairs)
-    weights = [part.weight_bytes + part.reference_bytes for part in plan.parts.values()]
-    with tempfile.TemporaryDirectory() as folder:
-        usual, trainer = bench.updates(Path(folder) / "usual", plan, "prompt", pairs, 1 + config.benchmark.updates)
-        kept = bench.checkpoint(trainer, plan)
-        fewer = min(pairs, trainer.settings.micro_batch_size)
-        fullest = bench.plan("longest_prompt", fewer)
-        longest, _ = bench.updates(Path(folder) / "longest", fullest, "longest_prompt", fewer, 1)
+    content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    bench = Benchmark(config)
     return {
         "experiment": config.experiment,
         "scale": config.scale,
         "method": config.method.name,
-        "device": device_name(system) if memory.on_gpu else "cpu",
-        "smaller_than_published": changed_architectures(plan.content),
+        "device": device_name(bench.system) if bench.memory.gpus else "cpu",
+        "smaller_than_published": changed_architectures(content),
         "machine": {**environment(), "threads": torch.get_num_threads()},
         "planned_for": config.plan.gpu,
         "lengths": bench.lengths,
-        "components": bench.components(plan),
-        "load": {**loaded, "bytes": both(held, max(weights) if config.plan.one_gpu_each else sum(weights))},
-        "updates": {"usual": usual, "longest": longest},
-        "checkpoint": kept,
-        "sampling": bench.sampling(plan),
+        "tokenizers": {name: bench.system.component(name).tokenizer for name in bench.system.components},
+        "measured": bench.figures(),
     }
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A variable drawn by one component of a system, at `rows` inputs, `each` values for each; the component stands in
-    the plan as `owner`."""
-
-    system: CompoundSystem
-    variable: Variable
-    name: str
-    owner: str
-    rows: int
-    each: int = 1
-    sampler: TokenSampler | None = None
-    when: str = ""
-
-    def __call__(self, rows: Sequence[Row]) -> list[Value]:
-        repeated = [row for row in rows for _ in range(self.each)]
-        owners = [i for i in range(len(rows)) for _ in range(self.each)]
-        drawn = self.system.generate(repeated, range(len(repeated)), self.sampler, [self.variable.name], owners)
-        values = [row[self.variable.name] for row in drawn]
-        return [each for value in values for each in (value if isinstance(value, list) else [value])]
 
 
 class Benchmark:
     """The measurements of one system; `made` holds rows of each length of prompt."""
 
-    def __init__(self, config: DictConfig, system: CompoundSystem, memory: Memory) -> None:
-        self.config, self.system, self.memory, self.objective = config, system, memory, instantiate(config.objective)
+    def __init__(self, config: DictConfig) -> None:
+        self.config, self.objective = config, instantiate(config.objective)
         self.settings = training_settings(config)
-        self.objective.check(system)
-        check_training(system, self.settings)
-        self.untrained = trainable_state(system)
+        self.memory = Memory(on_gpu=resolve_device(config.device).type == "cuda")
+        log.info("load")
+        self.system, self.load_seconds = self.memory.timed(lambda: build_trainable(config))
+        self.load_bytes = self.memory.now()
+        self.objective.check(self.system)
+        check_training(self.system, self.settings)
+        self.untrained = trainable_state(self.system)
         self.elements = int(config.system.get("captions_per_prompt", 1))
         self.lengths = {name: int(config.benchmark[name]) for name in ("prompt", "longest_prompt", "text")}
         self.made = {name: self._made(name) for name in ("prompt", "longest_prompt")}
@@ -132,21 +98,29 @@ class Benchmark:
         config.training.update({"steps": 1, "batch_size": pairs})
         return Plan(config)
 
-    def components(self, plan: Plan) -> Measured:
-        found: Measured = {}
-        for name in self.system.components:
-            component = self.system.component(name)
-            real, part = count(component), plan.parts[name]
-            if real.parameters:
-                fields = ("parameters", "trainable", "weight_bytes")
-                found[name] = {field: both(getattr(real, field), getattr(part, field)) for field in fields}
-                if component.tokenizer:
-                    found[name]["tokenizer"] = component.tokenizer
+    def figures(self) -> dict[str, Figures]:
+        """By what was measured: weights, loading, updates, a checkpoint, the drawing of each variable."""
+        pairs = int(self.config.benchmark.pairs)
+        plan, fewer = self.plan("prompt", pairs), min(pairs, self.settings.micro_batch_size)
+        real = {name: asdict(count(self.system.component(name))) for name in self.system.components}
+        found = {name: beside(part, asdict(plan.parts[name])) for name, part in real.items() if part["parameters"]}
+        weights = [part.weight_bytes + part.reference_bytes for part in plan.parts.values()]
+        held = max(weights) if self.config.plan.one_gpu_each else sum(weights)
+        found["load"] = beside({"seconds": self.load_seconds, "bytes": self.load_bytes}, {"bytes": held})
+        with tempfile.TemporaryDirectory() as folder:
+            place, steps = Path(folder), 1 + int(self.config.benchmark.updates)
+            found["update"], trainer = self._update(place / "usual", plan, "prompt", pairs, steps)
+            found["checkpoint"] = self._checkpoint(trainer, plan)
+            fullest = self.plan("longest_prompt", fewer)
+            found["update, longest prompts"], _ = self._update(place / "longest", fullest, "longest_prompt", fewer, 1)
+        for draw in self._draws(plan):
+            if figures := self._drawn(plan, draw):
+                found[f"{draw.variable.name} by {draw.owner}{draw.when}"] = figures
         return found
 
     # ---- training ------------------------------------------------------------------------------------------------
 
-    def updates(self, folder: Path, plan: Plan, prompt: str, pairs: int, steps: int) -> tuple[Measured, Trainer]:
+    def _update(self, folder: Path, plan: Plan, prompt: str, pairs: int, steps: int) -> tuple[Figures, Trainer]:
         """`steps` updates of `pairs` pairs, no pair twice; the first only warms up if there are more."""
         log.info("train with prompts of %d tokens", self.lengths[prompt])
         plan.train()
@@ -156,58 +130,48 @@ class Benchmark:
         load_trainable(self.system, self.untrained)  # each measurement is a training of its own
         rows = self.made[prompt].pairs(pairs * steps)
         trainer = Trainer(self.system, self.objective, rows, [], settings, folder)
-        self.memory.reset()
         with counted_tokens(self.system) as tokens:
-            trainer.run()
+            self.memory.timed(trainer.run)
         history = read_jsonl(folder / "metrics.jsonl")
-        seconds = [row["seconds"] for row in history][1 if steps > 1 else 0 :]
+        seconds = statistics.median(row["seconds"] for row in history[1 if steps > 1 else 0 :])
         scored = sum(phase.tokens for phase in plan.phases if not phase.name.startswith("train: draw"))
-        figures = {
-            "pairs": pairs,
-            "pairs_at_a_time": min(pairs, settings.micro_batch_size),
-            "prompt": self.lengths[prompt],
-            "all_seconds": [round(s, 4) for s in seconds],
-            "tokens": both(sum(tokens) / steps, scored),
-            **self._beside(plan, plan.phases, statistics.median(seconds), "tokens", sum(tokens) / steps, scored),
-        }
-        if any(self.system.component(name).unit == "images" for name in self.system.trainable):
-            figures["images"] = 2 * self.elements * pairs
-        if "count/samples_missing" in history[-1]:
-            figures["samples_missing"] = history[-1]["count/samples_missing"]
-        return figures, trainer
+        found = self._beside(plan, plan.phases, seconds, "tokens", sum(tokens) / steps, scored)
+        missing = history[-1].get("count/samples_missing", 0.0)
+        return {**beside({"pairs": pairs, "samples_missing": missing}, {}), **found}, trainer
 
-    def checkpoint(self, trainer: Trainer, plan: Plan) -> Measured:
+    def _checkpoint(self, trainer: Trainer, plan: Plan) -> Figures:
         """The checkpoint of a run written once more and read back, and the adapters beside it."""
         log.info("checkpoint")
-        _, writing = timed(trainer.checkpoint)
-        _, reading = timed(trainer.resume)
+        _, writing = self.memory.timed(trainer.checkpoint)
+        _, reading = self.memory.timed(trainer.resume)
         self.system.save(trainer.folder / "adapters")
         files = [f for part in ("checkpoints", "adapters") for f in (trainer.folder / part).rglob("*") if f.is_file()]
-        written = sum(f.stat().st_size for f in files)
-        return {"write_seconds": writing, "read_seconds": reading, "bytes": both(written, checkpoint_bytes(plan))}
+        found = {"write_seconds": writing, "read_seconds": reading, "bytes": sum(f.stat().st_size for f in files)}
+        return beside(found, {"bytes": checkpoint_bytes(plan)})
 
     # ---- sampling ------------------------------------------------------------------------------------------------
 
-    def sampling(self, plan: Plan) -> Measured:
-        """A batch of each variable by each model that draws it, the samples that training draws of it, and the images
-        that the data are made with."""
+    def _draws(self, plan: Plan) -> list["Draw"]:
+        """Each variable by each model that draws it, the samples that training draws of it, and the images that the
+        data are made with."""
         graph, rows = self.system.graph, int(self.config.benchmark.rows)
-        draws = [Draw(self.system, v, name, name, rows) for v in graph.generated for name in v.components]
-        planned = {name: plan.system.component(name) for name in plan.system.components}
+        draws = [
+            Draw(self.system, v, name, name, plan.system.component(name), rows)
+            for v in graph.generated
+            for name in v.components
+        ]
+        intermediates = [draw for draw in draws if draw.variable in graph.intermediates]
+        images = [draw for draw in draws if draw.variable in graph.finals]
         if isinstance(self.objective, Sampling):
             strategy, rows = self.objective.strategy, min(self.config.benchmark.pairs, self.settings.micro_batch_size)
             again: dict[str, Any] = {"rows": rows, "each": strategy.num_draws, "sampler": strategy.draw}
-            intermediate = [draw for draw in draws if draw.variable in graph.intermediates]
-            draws += [replace(draw, **again, when=" while training") for draw in intermediate]
-        if (planned_generator := plan.generator()) is not None:
-            planned[GENERATOR] = planned_generator
+            draws += [replace(draw, **again, when=" while training") for draw in intermediates]
+        if (planned := plan.generator()) is not None:
             system = with_images_from(self.system, instantiate(self.config.dataset.generator))
-            images = [draw for draw in draws if draw.variable in graph.finals]
-            draws += [replace(draw, system=system, owner=GENERATOR) for draw in images]
-        found = {f"{d.variable.name} by {d.owner}{d.when}": self._sampled(plan, d, planned[d.owner]) for d in draws}
-        return {name: figures for name, figures in found.items() if figures}
+            draws += [replace(draw, system=system, owner=GENERATOR, planned=planned) for draw in images]
+        return draws
 
-    def _sampled(self, plan: Plan, draw: Draw, planned: Component) -> Measured:
+    def _drawn(self, plan: Plan, draw: "Draw") -> Figures:
         """All rows drawn at once, after a single one to warm up; nothing for a tool, or for a model that chooses."""
         component, variable = draw.system.component(draw.name), draw.variable
         if component.unit is None or component.domain is not None:
@@ -219,25 +183,49 @@ class Benchmark:
         if not given:
             return {}
         values = len(given) * draw.each * elements
-        phase = plan.draw_by(planned, draw.owner, "sample", values, values, variable)
+        phase = plan.draw_by(draw.planned, draw.owner, "sample", values, values, variable)
         log.info("%s by %s%s", variable.name, draw.owner, draw.when)
         draw(given[:1])
-        self.memory.reset()
-        drawn, seconds = timed(lambda: draw(given))
+        drawn, seconds = self.memory.timed(lambda: draw(given))
         amount = sum(map(component.amount, drawn))
-        beside = self._beside(plan, [phase], seconds, component.unit, amount, phase.tokens or amount)
-        return {"rows": len(given) * draw.each, component.unit: amount, **beside}
+        found = self._beside(plan, [phase], seconds, component.unit, amount, phase.tokens or amount)
+        return {**beside({"rows": len(given) * draw.each}, {}), **found}
 
     def _beside(
         self, plan: Plan, phases: Sequence[Phase], seconds: float, unit: str, amount: float, planned: float
-    ) -> Measured:
-        """Time, speed and the fullest moment, each beside that of the phases; a CPU's time is not planned."""
-        expected = sum(phase.seconds for phase in phases) if self.memory.on_gpu else None
-        return {
-            "seconds": both(seconds, expected),
-            f"{unit}_per_second": both(amount / seconds, expected and planned / expected),
-            "peak_bytes": both(self.memory.peak(), max(map(plan.total, phases))),
-        }
+    ) -> Figures:
+        """Amount, time, speed and the fullest moment, beside those of the phases; a CPU's time is not planned."""
+        real = {unit: amount, "seconds": seconds, f"{unit}_per_second": amount / seconds}
+        expected: dict[str, float | None] = {unit: planned, "peak_bytes": max(map(plan.total, phases))}
+        if self.memory.gpus:
+            expected["seconds"] = sum(phase.seconds for phase in phases)
+            expected[f"{unit}_per_second"] = planned / sum(phase.seconds for phase in phases)
+        return beside({**real, "peak_bytes": self.memory.peak()}, expected)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A variable drawn by one component of a system, at `rows` inputs, `each` values for each.
+
+    The component stands in the plan as `owner`; `planned` is its twin there.
+    """
+
+    system: CompoundSystem
+    variable: Variable
+    name: str
+    owner: str
+    planned: Component
+    rows: int
+    each: int = 1
+    sampler: TokenSampler | None = None
+    when: str = ""
+
+    def __call__(self, rows: Sequence[Row]) -> list[Value]:
+        repeated = [row for row in rows for _ in range(self.each)]
+        requests = [i for i in range(len(rows)) for _ in range(self.each)]
+        drawn = self.system.generate(repeated, range(len(repeated)), self.sampler, [self.variable.name], requests)
+        values = [row[self.variable.name] for row in drawn]
+        return [each for value in values for each in (value if isinstance(value, list) else [value])]
 
 
 def changed_architectures(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -229,33 +229,30 @@ def check_figures(result: dict[str, Any], overrides: list[str]) -> None:
     """Counts are those of the system itself, built apart; a plan's memory stands beside every peak."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         system = build_system(compose("config", overrides))
-    for name, found in result["components"].items():
+    found, parts = result["measured"], [name for name in result["measured"] if name in system.components]
+    for name in parts:
         networks = system.component(name).networks().values()
         expected = sum(p.numel() for network in networks for p in network.parameters())
-        assert found["parameters"] == {"measured": expected, "planned": expected}
-        assert found["trainable"]["measured"] == found["trainable"]["planned"]
+        assert found[name]["parameters"] == {"measured": expected, "planned": expected}
+        assert found[name]["trainable"]["measured"] == found[name]["trainable"]["planned"]
     trainable = sum(p.numel() for p in system.parameters() if p.requires_grad)
-    assert sum(found["trainable"]["measured"] for found in result["components"].values()) == trainable
+    assert sum(found[name]["trainable"]["measured"] for name in parts) == trainable
     # weights, two moments, and the weights again as adapters, fp32
-    assert result["checkpoint"]["bytes"]["measured"] > 4 * 4 * trainable
-    assert result["checkpoint"]["bytes"]["planned"] == 5 * 4 * trainable  # and the best validated weights
-    usual, longest = result["updates"]["usual"], result["updates"]["longest"]
-    assert (usual["pairs"], longest["pairs"]) == (3, 2)
-    assert usual["pairs_at_a_time"] == 2
-    assert len(usual["all_seconds"]) == 2  # the first of three is no figure
-    assert usual["seconds"] == {"measured": pytest.approx(sum(usual["all_seconds"]) / 2, abs=1e-3), "planned": None}
-    weights = sum(found["weight_bytes"]["planned"] for found in result["components"].values())
-    assert result["load"]["bytes"]["planned"] == weights
+    assert found["checkpoint"]["bytes"]["measured"] > 4 * 4 * trainable
+    assert found["checkpoint"]["bytes"]["planned"] == 5 * 4 * trainable  # and the best validated weights
+    usual, longest = found["update"], found["update, longest prompts"]
+    assert [figures["pairs"]["measured"] for figures in (usual, longest)] == [3, 2]
+    assert usual["seconds"]["planned"] is None
+    weights = sum(found[name]["weight_bytes"]["planned"] for name in parts)
+    assert found["load"]["bytes"]["planned"] == weights
     assert longest["peak_bytes"]["planned"] > usual["peak_bytes"]["planned"] > weights + 2 * 4 * trainable
-    for figures in (usual, longest, *result["sampling"].values()):
+    for figures in (usual, longest, *(found[name] for name in found if " by " in name)):
         assert figures["peak_bytes"]["planned"] > weights
         assert isinstance(figures["peak_bytes"]["measured"], int) == Path("/proc/self/clear_refs").exists()
         assert figures["seconds"]["measured"] > 0
         for unit in {"tokens", "images"} & figures.keys():
-            amount = figures[unit]["measured"] if isinstance(figures[unit], dict) else figures[unit]
-            if f"{unit}_per_second" in figures:
-                rate = figures[f"{unit}_per_second"]["measured"]
-                assert rate == pytest.approx(amount / figures["seconds"]["measured"])
+            rate = figures[f"{unit}_per_second"]["measured"]
+            assert rate == pytest.approx(figures[unit]["measured"] / figures["seconds"]["measured"])
 
 
 def chatml(user: str, system: str | None = None) -> int:
@@ -273,12 +270,13 @@ def test_table_2_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
     second = chatml("Suggested answer: " + "y" * 5 + "\n\nInstruction: " + "x" * 10, instruction)
     assert result["lengths"] == {"prompt": 10, "longest_prompt": 40, "text": 5, "frame": second - 15}
     # K = 2 drafts of five tokens behind one prompt; behind each draft's prompt the chosen and the rejected answer
-    assert result["updates"]["usual"]["tokens"] == {
+    found = result["measured"]
+    assert found["update"]["tokens"] == {
         "measured": 3 * (first + 2 * 5 + 2 * (second + 2 * 5)),
         "planned": 3 * (second - 5 + 2 * 5 + 2 * (second + 2 * 5)),  # the longer frame for both
     }
-    assert result["updates"]["usual"]["samples_missing"] == 0
-    assert {name: f["tokens"] for name, f in result["sampling"].items()} == {
+    assert found["update"]["samples_missing"]["measured"] == 0
+    assert {name: f["tokens"]["measured"] for name, f in found.items() if " by " in name} == {
         "y by psi1": 2 * 5,
         "z by psi2": 2 * 5,
         "y by psi1 while training": 2 * 2 * 5,
@@ -292,13 +290,13 @@ def test_table_1_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
     check_figures(result, overrides)
     question = "Write one caption for each of the 3 images, in order, as a numbered list (1. 2. 3.) and nothing else."
     prompt = chatml("x" * 10 + "\n\n" + question) + len("1.")
+    found = result["measured"]
     for kind in ("measured", "planned"):
-        assert result["updates"]["usual"]["tokens"][kind] == 3 * (prompt + 2 * 9)
-    assert result["updates"]["usual"]["images"] == 3 * 2 * 3
-    assert list(result["sampling"]) == ["y by captioner", "z by diffusion", "z by dataset.generator"]
-    assert result["sampling"]["y by captioner"]["tokens"] == 2 * 9
-    assert result["sampling"]["z by diffusion"]["images"] == 2 * 3
-    assert result["sampling"]["z by dataset.generator"]["images"] == 3
+        assert found["update"]["tokens"][kind] == 3 * (prompt + 2 * 9)
+    assert [name for name in found if " by " in name] == ["y by captioner", "z by diffusion", "z by dataset.generator"]
+    assert found["y by captioner"]["tokens"]["measured"] == 2 * 9
+    assert found["z by diffusion"]["images"]["measured"] == 2 * 3
+    assert found["z by dataset.generator"]["images"]["measured"] == 3
     assert result["smaller_than_published"].keys() == {"captioner", "diffusion", "dataset.generator"}
 
 
