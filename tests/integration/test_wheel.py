@@ -1,6 +1,8 @@
 """The wheel, installed alone in an environment of its own, works from any folder: the command and the library."""
 
+import ast
 import json
+import math
 import os
 import re
 import subprocess
@@ -10,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from peft import PeftConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,3 +57,22 @@ def test_an_unknown_command_is_one_line(installed: Path, tmp_path: Path) -> None
     done = execute(installed, tmp_path, "-m", "sysdpo", "trian")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: sysdpo: unknown 'trian'; did you mean 'train'\?.*\n", done.stderr)
+
+
+def test_the_python_example_of_the_readme_runs(installed: Path, tmp_path: Path) -> None:
+    """As it stands, but for a shorter training."""
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    shorter = example.replace("steps=24", "steps=1, batch_size=1")
+    shorter = shorter.replace("prompt=prompt)", "prompt=prompt, max_new_tokens=4)")
+    assert shorter.count("steps=1") == shorter.count("max_new_tokens=4") == 1
+    row = {"prompt": "Name a river.", "chosen": "Rhine", "rejected": "A river is water."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "example.py").write_text(shorter + "print(sysdpo.__file__)\n")
+    done = execute(installed, tmp_path, "example.py")
+    assert done.returncode == 0, done.stderr
+    drawn, where = done.stdout.splitlines()[-2:]
+    assert {"x", "y", "z"} == set(ast.literal_eval(drawn)[0])
+    assert str(installed.parent) in where
+    run = tmp_path / "run"
+    assert json.loads((run / "metrics.jsonl").read_text())["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert all(PeftConfig.from_pretrained(run / "adapters" / name).r == 16 for name in ("psi1", "psi2"))

@@ -51,12 +51,12 @@ def decode(model: Any, texts: int, prompt: int, new: int) -> Iterator[int]:
 
     The cache is filled up to there in one pass, which a real search never does.
     """
-    length = prompt + new - 1
+    past = max(1, prompt + new - 2)  # no model reads the last token it writes
     _next(model, texts, 0, prompt)
     yield 1
-    cache = _next(model, texts, 0, length)
+    cache = _next(model, texts, 0, past)
     yield 0
-    _next(model, texts, length, 1, cache)
+    _next(model, texts, past, 1, cache)
     yield new
 
 
