@@ -156,18 +156,20 @@ OUTCOMES = {
 
 HEAD_OF_PAGE = """# Which causal language models, and how
 
-Scores and samples are the model's own, for any causal language model of transformers. Two shortcuts save time where they
-change no number. A probe decides when a model is loaded: a few small forward passes in fp32, each compared with the plain
-forward pass of one text (1e-4 relative). The name of an architecture decides nothing. The list shows what was tried.
+Scores and samples are the model's own, for any causal language model of transformers. Two shortcuts save time where
+they change no number. A probe decides when a model is loaded: a few small forward passes in fp32, each compared with
+the plain forward pass of one text (1e-4 relative). The name of an architecture decides nothing. The list shows what
+was tried.
 
-- **packed**: completions of one prompt share one sequence. Each completion has its own positions and the model's own mask
-  (causal, sliding, chunked), and does not see the others. Sequences longer than those tried at load are tried before
-  their first use.
-- **plain**: one sequence a completion, because packing would change the numbers (a recurrence, an ALiBi, a window inside
-  the layers).
-- **cached**: prompts of different lengths are continued in one batch, padded on the left. Beams and draws reorder the rows
-  of the cache.
-- **uncached**: there is no cache, or it cannot be reordered. So every step reads the whole text again: slow, and right.
+- **packed**: completions of one prompt share one sequence. Each completion has its own positions and the model's own
+  mask (causal, sliding, chunked), and does not see the others. Sequences longer than those tried at load are tried
+  before their first use.
+- **plain**: one sequence a completion, because packing would change the numbers (a recurrence, an ALiBi, a window
+  inside the layers).
+- **cached**: prompts of different lengths are continued in one batch, padded on the left. Beams and draws reorder the
+  rows of the cache.
+- **uncached**: there is no cache, or it cannot be reordered. So every step reads the whole text again: slow, and
+  right.
 - **refused**: the model sees what comes after a token, so it has no causal likelihood.
 
 This page is written by `python -m tests.architectures`, from the outcomes that

@@ -1,9 +1,10 @@
 """A table's own setting, measured beside what `make plan` predicts for it.
 
-    make benchmark-table EXPERIMENT=table2 SCALE=paper ARGS="llm.weights=random benchmark.pairs=16"
+    make benchmark-table EXPERIMENT=table2 SCALE=paper ARGS="llm.weights=random training.micro_batch_size=2"
 
-Loads the system, trains a few updates on made-up pairs of the setting's lengths, writes and reads a checkpoint, draws
-a batch by each component, and writes `<experiment>_<scale>_<device>.json` into `benchmark.results`.
+Does one unit of each phase of the plan for real, on made-up pairs of the plan's lengths (`plan.tokens`): loads the
+system, trains a few updates, writes and reads a checkpoint, draws a batch by each component. Writes
+`<experiment>_<scale>_<device>.json` into `benchmark.results`.
 """
 
 from functools import partial
@@ -17,8 +18,7 @@ def main(config):  # type: ignore[no-untyped-def]
 
     from hydra.core.hydra_config import HydraConfig
 
-    from sysdpo.benchmark.beside import render
-    from sysdpo.benchmark.table import benchmark
+    from sysdpo.benchmark.table import benchmark, render
     from sysdpo.runs.folder import write_json
 
     result = {"overrides": list(HydraConfig.get().overrides.task), **benchmark(config)}

@@ -1,21 +1,81 @@
 """The system's own code run on shapes: an update of the trainer's objective, and the drawing of values."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import sysdpo.system as walk
 from sysdpo.components.base import Component
+from sysdpo.experiment.build import build_trainable
+from sysdpo.graph import Variable
 from sysdpo.losses import preference_loss
+from sysdpo.planning.hardware import gpu
 from sysdpo.planning.meter import Meter, shapes
+from sysdpo.planning.work import Taken
 from sysdpo.planning.workload import Workload
+from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem
 from sysdpo.training.objectives import Objective, Sampling
+
+
+class Rehearsal:
+    """Units of work on tensors without memory, and the time that a GPU would take: assumptions are under `plan`."""
+
+    holds_weights = False
+
+    def __init__(self, config: DictConfig) -> None:
+        content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        self.assumed = assumed = content["plan"]
+        device = gpu(assumed["gpu"])
+        self.speeds = (
+            device.flops_per_s * assumed["compute_utilisation"],
+            device.bytes_per_s * assumed["bandwidth_utilisation"],
+            assumed["launch_us"] * 1e-6,
+        )
+        self.shaped = OmegaConf.create(on_meta(content))
+        self.system, self.objective = build_trainable(self.shaped), instantiate(self.shaped.objective)
+        self.elements = int(content["system"].get("captions_per_prompt", 1))
+        self._tell(None)
+
+    def _tell(self, text: int | None) -> None:
+        for name in self.system.components:
+            self.system.component(name).rehearse(int(self.assumed["frame"]), text)
+
+    def generator(self) -> Component | None:
+        if self.shaped.dataset.get("generator") is None:
+            return None
+        drawer: Component = instantiate(self.shaped.dataset.generator)()
+        drawer.trainable(False)
+        drawer.rehearse(int(self.assumed["frame"]), None)
+        return drawer
+
+    def update(self, pairs: int, prompt: str) -> Taken:
+        """With the longest prompts, scored texts are as long as allowed, and the second update is the one that counts:
+        gradients are in place, and no text is known."""
+        tokens, longest = self.assumed["tokens"], prompt == "longest_prompt"
+        self._tell(None if longest else tokens["text"])
+        workload = Workload(self.system, tokens[prompt], tokens["text"], self.elements)
+        done = rehearse_update(self.system, self.objective, workload, pairs, repeats=2 if longest else 1)
+        meter = done.meter
+        seconds = meter.seconds(*self.speeds)
+        return Taken(meter.peak, seconds, meter.flops, done.tokens, saved=done.saved, largest=meter.largest)
+
+    def draw(
+        self, component: Component, variable: Variable, n: int, prompt: str, strategy: SamplingStrategy | None
+    ) -> Taken:
+        tokens, roles = self.assumed["tokens"], [self.system.graph[name].role for _, name in variable.parents]
+        length = int(self.assumed["frame"]) + sum(tokens[prompt if role == "input" else "text"] for role in roles)
+        done, is_text = rehearse_drawing(component, n, length), component.unit == "tokens"
+        note = f"KV cache {done.cache / 2**30:.1f} GiB at the longest" if is_text else f"{done.steps} steps"
+        seconds, meter = done.meter.seconds(*self.speeds), done.meter
+        return Taken(meter.peak, seconds, meter.flops, n * done.steps if is_text else 0, note)
 
 
 class Update(NamedTuple):
@@ -30,7 +90,7 @@ class Update(NamedTuple):
 def rehearse_update(
     system: CompoundSystem, objective: Objective, workload: Workload, pairs: int, repeats: int = 2
 ) -> Update:
-    """`objective` compares `pairs` pairs and goes back; the second time gradients are in place, and no text is known.
+    """`objective` compares `pairs` pairs and goes back; what is counted is the last time.
 
     Args:
         system: on the meta device, and told to rehearse (`Component.rehearse`).
@@ -113,3 +173,18 @@ def rehearse_drawing(component: Component, n: int, prompt: int = 0) -> Drawing:
 
 def _networks(component: Component) -> list[nn.Module]:
     return [*component.networks().values(), *component.frozen_copies()]
+
+
+def on_meta(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with every model at random on the meta device, in the precision of GPUs."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            changed = {k: walk(v) for k, v in value.items()}
+            if "pretrained" in changed and "weights" in changed:
+                dtype = "bfloat16" if changed.get("dtype") == "auto" else changed.get("dtype")
+                changed |= {"weights": "random", "device": "meta", "dtype": dtype}
+            return changed
+        return [walk(v) for v in value] if isinstance(value, list) else value
+
+    return {key: walk(value) for key, value in content.items() if key != "hydra"}

@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from sysdpo.planning import cost
+from sysdpo.planning.hardware import gpu
 from sysdpo.planning.missing import missing
 from sysdpo.planning.plan import Plan
 
@@ -11,13 +12,16 @@ GIB = 2**30
 
 def render(plan: Plan, config: DictConfig) -> str:
     """Weights, phases, whether it fits, hours, disk, the judge's price, and what this machine lacks for it."""
-    content, assumed, gpu = plan.content, plan.assumed, plan.gpu
+    content, assumed = plan.content, plan.content["plan"]
+    device = gpu(assumed["gpu"])
+    usable = device.memory_gib * GIB * (1 - assumed["reserve"])
+    fits = "fits" if plan.needed <= usable else "does NOT fit"
     where = "each GPU" if assumed["one_gpu_each"] else "one GPU"
     return "\n".join(
         [
             f"Plan: {content['experiment']}, scale {content['scale']}, method {content['method']['name']}",
-            f"GPU: {assumed['gpu']}, assuming {assumed['compute_utilisation']:.0%} of {gpu.flops_per_s / 1e12:.0f} "
-            f"TFLOP/s (bf16), {assumed['bandwidth_utilisation']:.0%} of {gpu.bytes_per_s / 1e12:.2f} TB/s, "
+            f"GPU: {assumed['gpu']}, assuming {assumed['compute_utilisation']:.0%} of {device.flops_per_s / 1e12:.0f} "
+            f"TFLOP/s (bf16), {assumed['bandwidth_utilisation']:.0%} of {device.bytes_per_s / 1e12:.2f} TB/s, "
             f"{assumed['launch_us']} us a kernel",
             "",
             *_weights(plan),
@@ -25,8 +29,8 @@ def render(plan: Plan, config: DictConfig) -> str:
             *_kept(plan),
             *_phases(plan),
             "",
-            f"{'fits' if plan.fits else 'does NOT fit'}: {plan.needed / GIB:.1f} GiB at the fullest, of "
-            f"{plan.usable / GIB:.1f} GiB usable on {where} ({assumed['gpu']})",
+            f"{fits}: {plan.needed / GIB:.1f} GiB at the fullest, of {usable / GIB:.1f} GiB usable on {where} "
+            f"({assumed['gpu']})",
             f"hours expected: {plan.hours:.1f} "
             "(an estimate: peaks, assumed utilisation and launch times as named above)",
             "disk: " + ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in cost.disk(plan).items()),
@@ -57,7 +61,7 @@ def _kept(plan: Plan) -> list[str]:
     sizes = ", ".join(f"{name} {size / GIB:.1f}" for name, size in saved.items() if size)
     return [
         f"kept for the backward pass, longest prompts: {sizes} GiB; the largest tensor takes "
-        f"{plan.fullest.meter.largest / GIB:.2f} GiB",  # type: ignore[union-attr]
+        f"{plan.fullest.largest / GIB:.2f} GiB",  # type: ignore[union-attr]
         "",
     ]
 
@@ -66,8 +70,9 @@ def _phases(plan: Plan) -> list[str]:
     return [
         f"{'phase':<28}{'memory':>8}{'in all':>8} GiB {'PFLOP':>10}{'tokens':>14}{'hours':>8}  ",
         *(
-            f"{phase.name:<28}{phase.bytes / GIB:>8.1f}{plan.total(phase) / GIB:>8.1f}     {phase.flops / 1e15:>10,.0f}"
-            f"{phase.tokens:>14,.0f}{phase.seconds / 3600:>8.2f}  {phase.note}"
+            f"{phase.name:<28}{(phase.peak or 0) / GIB:>8.1f}{plan.total(phase) / GIB:>8.1f}     "
+            f"{phase.unit.flops * phase.times / 1e15:>10,.0f}{phase.unit.tokens * phase.times:>14,.0f}"
+            f"{phase.seconds / 3600:>8.2f}  {phase.note}"
             for phase in plan.phases
         ),
     ]

@@ -199,19 +199,19 @@ def load_script(name: str) -> Any:
     return script
 
 
+LENGTHS = {"prompt": 10, "longest_prompt": 40, "text": 5}
 MEASURED = [
     "benchmark.updates=2",
-    "benchmark.pairs=3",
-    "benchmark.rows=2",
-    "benchmark.prompt=10",
-    "benchmark.longest_prompt=40",
+    "training.batch_size=3",
     "training.micro_batch_size=2",
+    "evaluation_batch_size=2",
+    *(f"plan.known_tokens.{name}.{key}={n}" for name in ("table1", "table2") for key, n in LENGTHS.items()),
 ]
 
 
 def measured(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `scripts/benchmarks/table.py` writes."""
-    arguments = [*overrides, *MEASURED, f"benchmark.results={tmp_path}"]
+    arguments = [*MEASURED, *overrides, f"benchmark.results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["table.py", *arguments])
     GlobalHydra.instance().clear()
     try:
@@ -229,7 +229,7 @@ def check_figures(result: dict[str, Any], overrides: list[str]) -> None:
     """Counts are those of the system itself, built apart; a plan's memory stands beside every peak."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         system = build_system(compose("config", overrides))
-    found, parts = result["measured"], [name for name in result["measured"] if name in system.components]
+    found, parts = result["figures"], [name for name in result["figures"] if name in system.components]
     for name in parts:
         networks = system.component(name).networks().values()
         expected = sum(p.numel() for network in networks for p in network.parameters())
@@ -240,19 +240,20 @@ def check_figures(result: dict[str, Any], overrides: list[str]) -> None:
     # weights, two moments, and the weights again as adapters, fp32
     assert found["checkpoint"]["bytes"]["measured"] > 4 * 4 * trainable
     assert found["checkpoint"]["bytes"]["planned"] == 5 * 4 * trainable  # and the best validated weights
-    usual, longest = found["update"], found["update, longest prompts"]
-    assert [figures["pairs"]["measured"] for figures in (usual, longest)] == [3, 2]
-    assert usual["seconds"]["planned"] is None
     weights = sum(found[name]["weight_bytes"]["planned"] for name in parts)
-    assert found["load"]["bytes"]["planned"] == weights
-    assert longest["peak_bytes"]["planned"] > usual["peak_bytes"]["planned"] > weights + 2 * 4 * trainable
-    for figures in (usual, longest, *(found[name] for name in found if " by " in name)):
+    phases = {name: figures for name, figures in found.items() if ": " in name}
+    assert found["train: score, back"]["peak_bytes"]["planned"] > weights + 2 * 4 * trainable
+    for figures in phases.values():
         assert figures["peak_bytes"]["planned"] > weights
         assert isinstance(figures["peak_bytes"]["measured"], int) == Path("/proc/self/clear_refs").exists()
-        assert figures["seconds"]["measured"] > 0
-        for unit in {"tokens", "images"} & figures.keys():
-            rate = figures[f"{unit}_per_second"]["measured"]
-            assert rate == pytest.approx(figures[unit]["measured"] / figures["seconds"]["measured"])
+        for kind in ("measured", "planned"):
+            assert figures["seconds"][kind] > 0
+            if "tokens" in figures:
+                rate = figures["tokens"][kind] / figures["seconds"][kind]
+                assert figures["tokens_per_second"][kind] == pytest.approx(rate)
+        # both extrapolate from one unit by the same count
+        times = [3600 * figures["hours"][kind] / figures["seconds"][kind] for kind in ("measured", "planned")]
+        assert times[0] == pytest.approx(times[1])
 
 
 def chatml(user: str, system: str | None = None) -> int:
@@ -268,36 +269,37 @@ def test_table_2_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
     instruction = "Answer briefly and follow the instruction exactly."
     first = chatml("x" * 10, instruction)
     second = chatml("Suggested answer: " + "y" * 5 + "\n\nInstruction: " + "x" * 10, instruction)
-    assert result["lengths"] == {"prompt": 10, "longest_prompt": 40, "text": 5, "frame": second - 15}
+    assert result["lengths"] == {**LENGTHS, "frame": second - 15}
     # K = 2 drafts of five tokens behind one prompt; behind each draft's prompt the chosen and the rejected answer
-    found = result["measured"]
-    assert found["update"]["tokens"] == {
-        "measured": 3 * (first + 2 * 5 + 2 * (second + 2 * 5)),
-        "planned": 3 * (second - 5 + 2 * 5 + 2 * (second + 2 * 5)),  # the longer frame for both
+    found = result["figures"]
+    assert found["train: score, back"]["tokens"] == {
+        "measured": 2 * (first + 2 * 5 + 2 * (second + 2 * 5)),
+        "planned": 2 * (second - 5 + 2 * 5 + 2 * (second + 2 * 5)),  # the longer frame for both
     }
-    assert found["update"]["samples_missing"]["measured"] == 0
-    assert {name: f["tokens"]["measured"] for name, f in found.items() if " by " in name} == {
-        "y by psi1": 2 * 5,
-        "z by psi2": 2 * 5,
-        "y by psi1 while training": 2 * 2 * 5,
+    assert {name: f["tokens"] for name, f in found.items() if "tokens" in f and name != "train: score, back"} == {
+        "train: draw y": {"measured": 2 * 2 * 5, "planned": 2 * 2 * 5},
+        "evaluate: y": {"measured": 2 * 5, "planned": 2 * 5},
+        "evaluate: z": {"measured": 2 * 5, "planned": 2 * 5},
     }
-    assert result["smaller_than_published"] == {"psi1": LM, "psi2": LM}
 
 
 def test_table_1_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [*TABLE1, "diffusion.batch_size=6", "dataset.generator.batch_size=2"]
-    result = measured(overrides, tmp_path, monkeypatch)
+    result = measured([*overrides, "plan.known_tokens.table1.text=9"], tmp_path, monkeypatch)
     check_figures(result, overrides)
     question = "Write one caption for each of the 3 images, in order, as a numbered list (1. 2. 3.) and nothing else."
     prompt = chatml("x" * 10 + "\n\n" + question) + len("1.")
-    found = result["measured"]
+    found = result["figures"]
     for kind in ("measured", "planned"):
-        assert found["update"]["tokens"][kind] == 3 * (prompt + 2 * 9)
-    assert [name for name in found if " by " in name] == ["y by captioner", "z by diffusion", "z by dataset.generator"]
-    assert found["y by captioner"]["tokens"]["measured"] == 2 * 9
-    assert found["z by diffusion"]["images"]["measured"] == 2 * 3
-    assert found["z by dataset.generator"]["images"]["measured"] == 3
-    assert result["smaller_than_published"].keys() == {"captioner", "diffusion", "dataset.generator"}
+        assert found["train: score, back"]["tokens"][kind] == 2 * (prompt + 2 * 9)
+    phases = ["train: score, back", "evaluate: y", "evaluate: z", "make data: y", "make data: z"]
+    assert [name for name in found if ": " in name] == phases
+    assert found["evaluate: y"]["tokens"] == {"measured": 2 * 9, "planned": 2 * 9}
+    # an attribute, a prompt of three images; three sequences of a prompt, drawn by the other model
+    assert found["dataset.generator"]["parameters"]["measured"] > 0
+    for phase, images, at_once in (("evaluate: z", 3, 6), ("make data: z", 9, 2)):
+        times = 3600 * found[phase]["hours"]["measured"] / found[phase]["seconds"]["measured"]
+        assert times == pytest.approx(images / at_once)
 
 
 def test_the_benchmark_s_variants_reach_the_same_losses(tmp_path: Path) -> None:

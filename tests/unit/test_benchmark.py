@@ -66,7 +66,7 @@ def test_the_readings_show_what_was_given_back() -> None:
     [
         (["method=separate_dpo"], "trainer=separate"),
         (["method=prompted"], "no component has trainable weights"),
-        (["benchmark.longest_prompt=5000"], "benchmark.longest_prompt=5000: row 0: a prompt of 5"),
+        (["plan.known_tokens.table2.longest_prompt=5000"], r"plan\.tokens\.longest_prompt=5000: row 0: a prompt of 5"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(overrides: list[str], message: str) -> None:
@@ -75,5 +75,5 @@ def test_what_cannot_be_measured_is_refused(overrides: list[str], message: str) 
 
 
 def test_a_wrong_size_is_refused_as_every_setting_is() -> None:
-    with pytest.raises(SettingError, match=r"benchmark\.rows=0: must be at least 1"):
-        check_config(composed("benchmark.rows=0"))
+    with pytest.raises(SettingError, match=r"benchmark\.updates=0: must be at least 1"):
+        check_config(composed("benchmark.updates=0"))

@@ -18,8 +18,8 @@ from sysdpo.planning import cost
 from sysdpo.planning.hardware import gpu
 from sysdpo.planning.meter import Meter, shapes
 from sysdpo.planning.missing import missing
-from sysdpo.planning.plan import count, make_plan, on_meta
-from sysdpo.planning.rehearsal import Update, rehearse_drawing, rehearse_update
+from sysdpo.planning.plan import Plan, count, make_plan
+from sysdpo.planning.rehearsal import Update, on_meta, rehearse_drawing, rehearse_update
 from sysdpo.planning.text import render
 from sysdpo.planning.workload import Workload
 from sysdpo.sampling.decoding import next_token_logits
@@ -219,6 +219,10 @@ def test_operations_by_hand() -> None:
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
+def fits(plan: Plan) -> bool:
+    return plan.needed <= 0.92 * 2**30 * gpu(plan.content["plan"]["gpu"]).memory_gib
+
+
 @pytest.mark.parametrize(
     ("experiment", "method"), [("table2", "sysdpo_sampling"), ("table2", "prompted"), ("table1", "sysdpo_direct")]
 )
@@ -226,7 +230,7 @@ def test_every_kind_of_row_has_a_plan(experiment: str, method: str) -> None:
     config = composed(f"experiment={experiment}", f"method={method}")
     plan = make_plan(config)
     text = render(plan, config)
-    assert plan.fits
+    assert fits(plan)
     assert plan.hours > 0
     for word in ("parameters", "fits", "hours expected", "disk", "missing here"):
         assert word in text
@@ -291,4 +295,4 @@ def test_what_is_missing_and_what_the_judge_costs(monkeypatch: pytest.MonkeyPatc
 def test_the_paper_s_tables_fit(experiment: str, overrides: list[str]) -> None:
     config = composed("scale=paper", f"experiment={experiment}", *overrides)
     plan = make_plan(config)
-    assert plan.fits, render(plan, config)
+    assert fits(plan), render(plan, config)

@@ -152,7 +152,7 @@ PLAN: dict[str, Kind] = {
 }
 
 BENCHMARK: dict[str, Kind] = {
-    **dict.fromkeys(("updates", "pairs", "rows", "prompt", "longest_prompt", "text"), kind("whole", limits=COUNT)),
+    "updates": kind("whole", limits=COUNT),
     "results": kind("text", limits=NOT_EMPTY),
 }
 
