@@ -10,7 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sysdpo.cli.schema.keys import (
+from sysdpo.cli.schema.kinds import Kind, refusal
+from sysdpo.cli.schema.limits import (
     BENCHMARK,
     COMPONENT,
     DATASET,
@@ -25,7 +26,6 @@ from sysdpo.cli.schema.keys import (
     UNROLL,
     VARIABLE,
 )
-from sysdpo.cli.schema.kinds import Kind, refusal
 from sysdpo.cli.schema.signatures import Signature, signature
 from sysdpo.components.names import check_component_name
 from sysdpo.errors import SettingError, nearest
