@@ -294,7 +294,7 @@ def test_table_1_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
         assert found["train: score, back"]["tokens"][kind] == 2 * (prompt + 2 * 9)
     phases = ["train: score, back", "evaluate: y", "evaluate: z", "make data: y", "make data: z"]
     assert [name for name in found if ": " in name] == phases
-    assert found["evaluate: y"]["tokens"] == {"measured": 2 * 9, "planned": 2 * 9}
+    assert found["evaluate: y"]["tokens"] == {"measured": 9, "planned": 9}  # one prompt
     # an attribute, a prompt of three images; three sequences of a prompt, drawn by the other model
     assert found["dataset.generator"]["parameters"]["measured"] > 0
     for phase, images, at_once in (("evaluate: z", 3, 6), ("make data: z", 9, 2)):
