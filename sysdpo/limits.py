@@ -1,4 +1,4 @@
-"""The limits of every setting, by name: for the check of a composed config, and for whoever makes a class himself.
+"""The limits of every setting, by name: for the check of a composed config, and for classes made in Python.
 
 A name means the same wherever it stands. `Class.name` goes before it, where one class means something else. A new
 setting needs a line here only if any number (from 0 to a million, if whole) is not right for it.
@@ -157,7 +157,7 @@ def check_fields(settings: Any, place: str = "") -> None:
     """Refuse a dataclass with a choice that is none, or with a number that is of another kind or beyond its limits.
 
     Args:
-        settings: other fields than numbers and `Literal` choices are left to whoever reads them.
+        settings: fields other than numbers and `Literal` choices are not checked here.
         place: what an error puts before a field's name (`training.`).
     """
     for name, hint in get_type_hints(type(settings)).items():

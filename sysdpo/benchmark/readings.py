@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-"""What Linux says of this process, and where it is told to forget the largest resident set so far, by writing 5."""
+"""Linux reports on this process in the first; writing 5 to the second forgets the largest resident set so far."""
 
 
 class Memory:

@@ -23,7 +23,7 @@ Figures = dict[str, dict[str, Any]]
 def benchmark(config: DictConfig) -> dict[str, Any]:
     """Load, train, checkpoint, resume and sample as `config` (`conf/benchmark.yaml`) says, on made-up rows.
 
-    The plan is told the real length of a prompt's frame. Its times are those of its GPU, whatever this machine is.
+    The plan takes the real length of a prompt's frame. Its times are those of `plan.gpu`, whatever this machine is.
 
     Raises:
         SettingError: a wrong setting, a method that trains nothing or each component by itself, a model out of reach.

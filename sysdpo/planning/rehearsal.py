@@ -93,7 +93,7 @@ def rehearse_update(
     """`objective` compares `pairs` pairs and goes back; what is counted is the last time.
 
     Args:
-        system: on the meta device, and told to rehearse (`Component.rehearse`).
+        system: on the meta device, after `Component.rehearse` of every component.
         workload: of the pairs, and of the samples that SysDPO-Sampling would have drawn.
     """
     meter, saved = Meter(), Counter[str]()

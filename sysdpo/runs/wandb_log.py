@@ -18,7 +18,7 @@ MODES = ("offline", "online", "disabled")
 
 
 class Logger(Protocol):
-    """Who hears of a run while it goes on; `metrics.jsonl` is written whether or not there is one."""
+    """Follows a run while it goes on; `metrics.jsonl` is written with or without one."""
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Take one line of `metrics.jsonl`: `step`, and `component` where they are trained one after the other."""

@@ -1,4 +1,4 @@
-"""Whoever makes a class himself meets the limits that a config has."""
+"""A class made in Python has the limits that a config has."""
 
 import math
 from typing import Any

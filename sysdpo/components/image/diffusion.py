@@ -226,7 +226,7 @@ class Diffusion(Component):
         return 1
 
     def made_up_value(self, key: int, tokens: int) -> Value:
-        """Noise, [3, H, W] in [0, 1]; in a rehearsal nobody looks at it."""
+        """Noise, [3, H, W] in [0, 1]; in a rehearsal its number stands for it."""
         size = self.codec.image_size
         return key if self._rehearsing else torch.rand(3, size, size, generator=torch.Generator().manual_seed(key))
 

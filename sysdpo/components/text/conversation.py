@@ -68,7 +68,7 @@ def unfold(parents: Mapping[str, Any], named: Collection[str]) -> tuple[list[str
     """(system texts, earlier turns, parents): what a conversation says before its question, and the question itself.
 
     Args:
-        named: the parents that the prompt asks for; what another one said before is not told.
+        named: the parents that the prompt asks for; earlier turns of the others are left out.
     """
     systems: list[str] = []
     earlier: list[Turn] = []

@@ -69,7 +69,7 @@ def load_causal_lm(
             models it needs no file and no network.
         architecture: keys of the model's config that replace those of `pretrained`; None leaves one as it is.
         adapter: a trained adapter in PEFT's layout; it is merged, so that it is part of the reference.
-        trust_remote_code: run the code that a model folder brings; nobody but the user says so.
+        trust_remote_code: run the code that a model folder brings; only the user can allow it.
 
     Raises:
         SettingError: nothing can be loaded, or what was loaded is broken: one line that names the file.

@@ -2,7 +2,7 @@
 
 A handful of tiny forwards at load compare each shortcut with the bare forward, one text a call. A shortcut whose
 numbers differ is not taken, and one line says so; what no way gives right is refused. Names of architectures decide
-nothing: a sliding window, a recurrence, an ALiBi or somebody's own code on the hub is judged by its logits.
+nothing: a sliding window, a recurrence, an ALiBi or foreign code from the hub is judged by its logits.
 """
 
 import json
@@ -100,7 +100,7 @@ def _holds(shortcut: Callable[[], tuple[Tensor, Tensor]]) -> bool:
     """Whether a shortcut gives the bare forward's numbers; one that the model's code cannot take does not."""
     try:
         actual, expected = shortcut()
-    except Exception as error:  # the model's own code, which may be anybody's
+    except Exception as error:  # foreign code may raise anything
         log.debug("not taken: %s: %s", type(error).__name__, error)
         return False
     return actual.shape == expected.shape and _close(actual, expected)

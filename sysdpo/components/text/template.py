@@ -20,7 +20,7 @@ FIXED_DATE = {
     "%d": "26", "%m": "07", "%Y": "2024", "%y": "24", "%b": "Jul", "%B": "July", "%a": "Fri", "%A": "Friday",
     "%H": "00", "%M": "00", "%S": "00",
 }  # fmt: skip
-"""What templates that write today's date are told, so that a prompt is the same tomorrow: Llama-3's own default."""
+"""The date given to templates that write today's date, so that a prompt is the same tomorrow: Llama-3's default."""
 PRIVATE_PLANES = (0xF0000, 0x100000)
 """Where characters lie that nobody's text should use; the second where a text uses the first."""
 SYSTEM, USER, ANSWER = "sysdpo said so", "sysdpo asks it", "sysdpo answers"
@@ -83,7 +83,7 @@ class ChatTemplate:
                 add_generation_prompt=answering,
                 chat_template=self._undated,
             )
-        except Exception as error:  # a template is a program, and anybody's
+        except Exception as error:  # a template is a foreign program
             reason = f"{type(error).__name__}: {one_line(error, 200)}"
             raise SettingError(f"{self._name}: {reason}; mend it, or take another.") from error
         return str(text)
