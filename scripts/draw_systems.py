@@ -54,9 +54,7 @@ def _first_comment(path: Path) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "file", type=Path, nargs="?", default=CONF.parent / "docs" / "systems.md", help="default: docs/systems.md"
-    )
+    parser.add_argument("file", type=Path, nargs="?", default=PAGE, help="default: docs/systems.md")
     file = parser.parse_args().file
     text = file.read_text(encoding="utf-8")
     if [text.count(mark) for mark in MARKS] != [1, 1]:

@@ -99,10 +99,6 @@ class Component(nn.Module):
     def check_value(self, value: Value) -> None:
         """Refuse, with one line, a value that cannot be scored (an image of another size)."""
 
-    def equal_values(self, a: Value, b: Value) -> bool:
-        """Whether two values are one to this component, so that a pair of them would teach it nothing."""
-        return isinstance(a, str) and isinstance(b, str) and a == b
-
     def rehearse_saving(self) -> None:
         """Refuse, before training, trained weights that could not be saved after it."""
 

@@ -75,10 +75,6 @@ def pretrained_folder(name: str) -> Path:
     return folder
 
 
-MANIFEST = "source.json"
-"""Which GGUF file was converted, and size, time and hash of each file that came out."""
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

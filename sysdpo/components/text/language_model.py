@@ -210,10 +210,6 @@ class LanguageModel(Component):
             pad_token_id=pad,
         )
 
-    def equal_values(self, a: Value, b: Value) -> bool:
-        """Whether two texts are one to this model: nothing tells them apart before the limit cuts them off."""
-        return self.codec.completion_ids(str(a)) == self.codec.completion_ids(str(b))
-
     def log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
         return self.score([self._completion(v, p) for v, p in zip(values, parents, strict=True)])
 

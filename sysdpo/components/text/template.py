@@ -22,7 +22,7 @@ FIXED_DATE = {
 }  # fmt: skip
 """The date given to templates that write today's date, so that a prompt is the same tomorrow: Llama-3's default."""
 PRIVATE_PLANES = (0xF0000, 0x100000)
-"""Where characters lie that nobody's text should use; the second where a text uses the first."""
+"""First characters of Unicode's private planes, which texts hardly use; the second where a text uses the first."""
 SYSTEM, USER, ANSWER = "sysdpo said so", "sysdpo asks it", "sysdpo answers"
 """Texts that are found again in what a template writes."""
 
