@@ -39,7 +39,7 @@ REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-ablations reproduce-theory \
 	report-table1 report-table2 report-table2_roles report-moa \
 	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan check-data \
-	benchmark benchmark-table faults test test-slow test-gpu lint clean
+	benchmark benchmark-table benchmark-gpu faults test test-slow test-gpu lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -131,11 +131,18 @@ plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: S
 check-data: $(READY)  ## what is understood of a data set: PATH=file or folder (or DATA=…), SCALE=…, ARGS="any Hydra overrides"
 	@$(RUN) scripts/check_data.py $(COMMON) dataset=jsonl $(if $(DATA),"dataset.path=$$DATA") $(ARGS)
 
-benchmark: $(READY)  ## our training step beside TRL's and beside our own without its optimisations: ARGS="--model … --device cuda"
-	$(RUN) scripts/benchmarks/training_step.py $(ARGS)
+benchmark: $(READY)  ## steps, searches and updates beside TRL, transformers and our own plain path: ARGS="--only training_step"
+	$(RUN) scripts/benchmarks/run.py $(ARGS)
 
 benchmark-table: $(READY)  ## a table's own setting measured beside its plan: EXPERIMENT=table2 SCALE=paper ARGS="llm.weights=random"
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/benchmarks/table.py experiment=$(e) $(COMMON) $(ARGS) &&) true
+
+benchmark-gpu: $(READY)  ## all that a GPU is wanted for, in one go of about ten minutes: both tables' updates at full size, the steps beside TRL
+	$(MAKE) benchmark-table EXPERIMENT=table2 SCALE=paper ARGS="llm.weights=random benchmark.updates=1"
+	$(MAKE) benchmark-table EXPERIMENT=table1 SCALE=paper ARGS="captioner.weights=random diffusion.weights=random dataset.generator.weights=random benchmark.updates=2"
+	$(RUN) scripts/benchmarks/run.py --device cuda --model Qwen/Qwen1.5-1.8B-Chat --weights random --only $(ON_GPU)
+
+ON_GPU = training_step updates generation diffusion_step growth
 
 TRIES ?= 6
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from sysdpo.components.text import head
 from sysdpo.components.text.codec import Prompt, TextCodec, byte_tokenizer
 from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.components.text.pretrained import load_causal_lm
@@ -78,16 +80,37 @@ def test_other_architectures(model_type: str) -> None:
         assert torch.allclose(component.log_prob(VALUES, PARENTS), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_head_in_chunks_gives_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    component = make_tiny()
+class Normalised(TorchDispatchMode):
+    """The most rows of logits that were normalised at a time."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.logsumexp.default:
+            self.rows = max(self.rows, args[0].shape[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_a_head_in_chunks_gives_the_same_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, trained_head: bool
+) -> None:
+    """Against the head on all tokens at once and autograd's own way back; no more logits than a chunk's are made."""
+    component = make_tiny(lora=None) if trained_head else make_tiny()
     perturb(component)
+    monkeypatch.setattr(component, "head_on_completions", False)
     whole = component.log_prob(VALUES, PARENTS)
     expected = gradients(component, whole)
-    monkeypatch.setattr("sysdpo.components.text.language_model.HEAD_CHUNK", 3)
-    chunked = component.log_prob(VALUES, PARENTS)
+    monkeypatch.setattr(component, "head_on_completions", True)
+    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 3 * 4 * component.causal_lm.config.vocab_size)
+    with Normalised() as logits:
+        chunked = component.log_prob(VALUES, PARENTS)
+        actual = gradients(component, chunked)
     assert torch.allclose(chunked, whole, atol=1e-6)
-    for name, gradient in gradients(component, chunked).items():
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
         assert close(gradient, expected[name]), name
+    assert logits.rows == 3
 
 
 def test_gradient_checkpointing_recomputes_and_changes_no_number() -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.conversation import as_conversation
+from sysdpo.components.text.head import gather_log_probs, target_log_probs
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
@@ -25,9 +26,6 @@ from sysdpo.sampling.decoding import Uncached, accepts
 from sysdpo.sampling.monte_carlo import MonteCarlo
 
 log = logging.getLogger(__name__)
-
-HEAD_CHUNK = 2048
-"""Completion tokens a pass through the LM head; their logits (tokens x vocabulary, fp32) are the largest tensors."""
 
 TEXT_LIMIT = 1_000_000
 """Characters of a completion that are compared; the limit on new tokens comes long before."""
@@ -264,20 +262,14 @@ class LanguageModel(Component):
         if not self.head_on_completions:
             with _recomputing(model), packed.shaping_masks(model):
                 output = model(**packed.arguments(model), **_without_cache(model))
-            return _gather(output.logits.flatten(0, 1)[packed.positions], packed.targets)
+            return gather_log_probs(output.logits.flatten(0, 1)[packed.positions], packed.targets)
         decoder = model.get_decoder()
         with _recomputing(model), packed.shaping_masks(model):
             states = decoder(**packed.arguments(decoder), **_without_cache(decoder))
         hidden = states[0]
         # a flat, contiguous [tokens, hidden]: a product with a strided slice copies the whole head on a CPU
         completion_states = hidden.flatten(0, 1)[packed.positions]
-        head = model.get_output_embeddings()
-        chunks = zip(completion_states.split(HEAD_CHUNK), packed.targets.split(HEAD_CHUNK), strict=True)
-        if completion_states.shape[0] <= HEAD_CHUNK or not torch.is_grad_enabled():
-            return torch.cat([_gather(head(states), targets) for states, targets in chunks])
-        return torch.cat(
-            [torch.utils.checkpoint.checkpoint(_head_log_probs, head, *chunk, use_reentrant=False) for chunk in chunks]
-        )
+        return target_log_probs(model.get_output_embeddings(), completion_states, packed.targets)
 
     def save(self, folder: str) -> None:
         self.model.save_pretrained(folder)
@@ -376,16 +368,6 @@ def _recomputing(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-
-
-def _head_log_probs(head: torch.nn.Module, states: Tensor, targets: Tensor) -> Tensor:
-    return _gather(head(states), targets)
-
-
-def _gather(logits: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(logits)[target]: [tokens, vocabulary], [tokens] -> [tokens], fp32."""
-    logits = logits.float()
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def build_language_model(
