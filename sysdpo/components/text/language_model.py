@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.conversation import as_conversation
+from sysdpo.components.text.fused import fuse
 from sysdpo.components.text.head import gather_log_probs, target_log_probs
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
@@ -46,7 +47,9 @@ class LanguageModel(Component):
             A model in 16 bits then keeps them in fp32 and computes in its own precision.
         share_prefix: score completions of one prompt in one sequence (fewer tokens, equal values); where the model's
             own numbers would change, it is switched off.
+        skip_hidden: attention over a shared sequence leaves out what is hidden from whole texts (equal values).
         head_on_completions: run the LM head on completion tokens only (fewer logits, equal values); likewise.
+        fuse_adapters: plain LoRA layers in fp32 add their product into the layer's own (equal values, less traffic).
         remember_reference: keep the reference's log-probabilities of texts that were scored before.
         gradient_checkpointing: recompute activations in the backward pass (memory for time).
         seed: of the adapter's initial weights.
@@ -65,7 +68,9 @@ class LanguageModel(Component):
         max_new_tokens: int = 256,
         lora: Mapping[str, Any] | None = None,
         share_prefix: bool = True,
+        skip_hidden: bool = True,
         head_on_completions: bool = True,
+        fuse_adapters: bool = True,
         remember_reference: bool = True,
         gradient_checkpointing: bool = False,
         seed: int = 0,
@@ -82,6 +87,10 @@ class LanguageModel(Component):
         self.dtype = model.dtype
         self._wide = {id(p) for p in model.parameters() if p.dtype != model.dtype}  # the architecture's own choice
         self.model: PreTrainedModel | PeftModel = add_lora(model, lora, seed) if lora is not None else model
+        # recomputed layers run outside of the pass that knows the blocks
+        self.skip_hidden = skip_hidden and not gradient_checkpointing
+        if fuse_adapters and lora is not None:
+            fuse(self.model)
         self._trained = {name for name, p in self.model.named_parameters() if p.requires_grad or lora is None}
         self.generation = generation
         self._memory: dict[Completion, float] | None = {} if remember_reference else None
@@ -260,11 +269,11 @@ class LanguageModel(Component):
     def _token_log_probs(self, packed: Pack) -> Tensor:
         model = self.causal_lm
         if not self.head_on_completions:
-            with _recomputing(model), packed.shaping_masks(model):
+            with _recomputing(model), packed.shaping_masks(model, self.skip_hidden):
                 output = model(**packed.arguments(model), **_without_cache(model))
             return gather_log_probs(output.logits.flatten(0, 1)[packed.positions], packed.targets)
         decoder = model.get_decoder()
-        with _recomputing(model), packed.shaping_masks(model):
+        with _recomputing(model), packed.shaping_masks(model, self.skip_hidden):
             states = decoder(**packed.arguments(decoder), **_without_cache(decoder))
         hidden = states[0]
         # a flat, contiguous [tokens, hidden]: a product with a strided slice copies the whole head on a CPU

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
+from sysdpo.components.text.blocks import Block, blocks_of, in_blocks
 from sysdpo.sampling.decoding import accepts
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -70,8 +71,10 @@ class Pack:
         return visible
 
     @contextmanager
-    def shaping_masks(self, model: PreTrainedModel) -> Iterator[None]:
+    def shaping_masks(self, model: PreTrainedModel, blocks: bool = True) -> Iterator[None]:
         """Inside, the masks that `model` asks of transformers are composed with this pack's.
+
+        With `blocks`, attention leaves out what they hide from whole blocks of queries (`in_blocks`).
 
         The interface is transformers' own way to replace a mask; forwards of other shapes pass through it unchanged.
         """
@@ -80,6 +83,7 @@ class Pack:
             yield
             return
         made_by = ALL_MASK_ATTENTION_FUNCTIONS[attention]
+        cut: dict[int, tuple[Tensor, list[Block]]] = {}
 
         def composed(
             batch_size: int,
@@ -104,13 +108,18 @@ class Pack:
             )
             if fits and isinstance(mask, Tensor) and mask.dtype == torch.bool:
                 # what torch makes of it, but once: else every layer makes one, and keeps it for the backward pass
-                added = torch.zeros_like(mask, dtype=model.dtype)
-                return added.masked_fill_(mask.logical_not(), -torch.inf)
+                added = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(mask.logical_not(), -torch.inf)
+                if blocks and self.shares_prefix and mask.device.type != "meta":
+                    found = blocks_of(mask[:, 0], self.segments)
+                    if found:
+                        cut[id(added)] = added, found  # kept, so that its id stays its own
+                return added
             return mask
 
         ALL_MASK_ATTENTION_FUNCTIONS[attention] = composed
         try:
-            yield
+            with in_blocks(attention, cut):
+                yield
         finally:
             del ALL_MASK_ATTENTION_FUNCTIONS[attention]
 
