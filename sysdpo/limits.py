@@ -65,6 +65,7 @@ LIMITS: dict[str, Limits] = {
     "steps": Limits(1, 10_000_000),
     "batch_size": Limits(1, 100_000),
     "micro_batch_size": Limits(1, 100_000),
+    "draw_batch_size": Limits(1, 100_000),
     "learning_rate": RATE,
     "intermediate_learning_rate": RATE,
     "label_smoothing": Limits(0, below=0.5),

@@ -127,9 +127,10 @@ class Plan:
         self.phases.append(Phase("train: score, back", peak, usual, updates, () if apart else self._beside(""), note))
         if isinstance(self.work.objective, Sampling):
             strategy = self.work.objective.strategy
+            at_once = min(settings.draw_batch_size or pairs, settings.batch_size) * strategy.num_draws
+            drawn = settings.steps * settings.batch_size * strategy.num_draws
             for variable in self.system.graph.intermediates:
-                rows = pairs * strategy.num_draws
-                self._draw(variable, "train: draw ", rows * updates, rows, strategy=strategy)
+                self._draw(variable, "train: draw ", drawn, at_once, strategy=strategy)
 
     def _generate(self, phase: str, rows: int, batch: int, drawer: Component | None = None) -> None:
         """`rows` runs of the whole system, `batch` at a time; `drawer` in place of the component of the same unit."""

@@ -1,7 +1,7 @@
 """What a training is of: the system, the data, how outcomes are compared and the settings that decide the weights.
 
 A checkpoint carries it, so that no run goes on from another's. What only decides how long or how fast (`steps`,
-`micro_batch_size`, when something is saved or looked at) is no part of it.
+`micro_batch_size`, `draw_batch_size`, when something is saved or looked at) is no part of it.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from sysdpo.system import CompoundSystem, Pair
 NOT_OF_THE_WEIGHTS = (
     "steps",
     "micro_batch_size",
+    "draw_batch_size",
     "checkpoint_every",
     "keep_checkpoints",
     "evaluate_every",

@@ -24,7 +24,7 @@ from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.fingerprint import differing, fingerprint
-from sysdpo.training.objectives import Comparison, Objective
+from sysdpo.training.objectives import Comparison, Drawn, Objective
 from sysdpo.training.start import check_margin, check_saving
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class TrainingSettings:
     steps: int = 24
     batch_size: int = 8
     micro_batch_size: int = 8
+    draw_batch_size: int | None = None
     learning_rate: float = 1e-4
     beta: float = 0.1
     intermediate_learning_rate: float | None = None
@@ -272,6 +273,9 @@ class Trainer:
         """Means over the pairs, sums of counts; with gradients enabled, those of the mean loss are added up."""
         size, beta = self.settings.micro_batch_size, self.settings.beta
         sums: dict[str, float] = {}
+        ahead: Drawn | None = None
+        if (at_once := self.settings.draw_batch_size) is not None:
+            ahead = self.preference.draw_ahead(self.system, pairs, [self._seed(p, step) for p in pairs], at_once)
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             compared = self.objective.compare(self.system, part, [self._seed(p, step) for p in part])

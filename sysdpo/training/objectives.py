@@ -16,6 +16,8 @@ from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy, most_contr
 from sysdpo.system import CompoundSystem, Pair
 
 SIDES = ("chosen", "rejected")
+Drawn = list[list[dict[str, Any]]]
+"""For each pair, up to K joint samples of the intermediates."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,17 @@ class Objective(Protocol):
 
     def check(self, system: CompoundSystem) -> None: ...
 
-    def compare(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> Comparison: ...
+    def compare(
+        self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int], drawn: Drawn | None = None
+    ) -> Comparison:
+        """`drawn`: what `draw_ahead` gave for these pairs; None draws it now."""
+        ...
+
+    def draw_ahead(
+        self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int], at_once: int
+    ) -> Drawn | None:
+        """What the pairs' comparisons will need, drawn for `at_once` of them at a time; None if they need nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,12 @@ class Direct:
     def check(self, system: CompoundSystem) -> None:
         """Any mixture of exact, bounded and constant components can be compared directly."""
 
-    def compare(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> Comparison:
+    def draw_ahead(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int], at_once: int) -> None:
+        """Every value is in the data."""
+
+    def compare(
+        self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int], drawn: Drawn | None = None
+    ) -> Comparison:
         """`seeds`: one a pair; a bound's random draws are shared between the chosen and the rejected side."""
         rows = [pair.row(side) for side in SIDES for pair in pairs]
         logps: dict[str, Tensor] = {}
@@ -148,9 +165,20 @@ class Sampling:
                     "so chosen and rejected outcomes have no samples in common; use objective=direct."
                 )
 
-    def compare(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> Comparison:
+    def draw_ahead(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int], at_once: int) -> Drawn:
+        """A step of decoding takes about as long for many rows as for few: larger batches than a loss has room for."""
+        drawn: Drawn = []
+        for start in range(0, len(pairs), at_once):
+            part = slice(start, start + at_once)
+            drawn += self.draw(system, pairs[part], seeds[part])
+        return drawn
+
+    def compare(
+        self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int], drawn: Drawn | None = None
+    ) -> Comparison:
         """`seeds`: one a pair, of the intermediate samples."""
-        drawn = self.draw(system, pairs, seeds)  # per pair: up to K joint samples of the intermediates
+        if drawn is None:
+            drawn = self.draw(system, pairs, seeds)
         rows, index = [], []
         for b, (pair, samples) in enumerate(zip(pairs, drawn, strict=True)):
             for k, sample in enumerate(samples):
@@ -203,7 +231,7 @@ class Sampling:
         return Comparison(margin, ratio[0], ratio[1], likelihood, logps, terms, counts=counts, sampling=sampling)
 
     @torch.no_grad()
-    def draw(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[list[dict[str, Any]]]:
+    def draw(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int]) -> Drawn:
         """Joint samples of the intermediates for each pair, from the current policy; distinct ones for `sum`."""
         names = [v.name for v in system.graph.intermediates]
         n = self.strategy.num_draws
@@ -221,9 +249,7 @@ class Sampling:
             drawn.append(samples if self.estimator == "importance" else list(distinct.values()))
         return self._contrast(system, pairs, drawn) if self.strategy.contrastive else drawn
 
-    def _contrast(
-        self, system: CompoundSystem, pairs: Sequence[Pair], drawn: Sequence[list[dict[str, Any]]]
-    ) -> list[list[dict[str, Any]]]:
+    def _contrast(self, system: CompoundSystem, pairs: Sequence[Pair], drawn: Sequence[list[dict[str, Any]]]) -> Drawn:
         finals = [v.name for v in system.graph.finals]
         kept = []
         for pair, samples in zip(pairs, drawn, strict=True):

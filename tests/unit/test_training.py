@@ -251,13 +251,20 @@ class TestDraws:
 
 
 @pytest.mark.parametrize("objective", [OBJECTIVES[name] for name in ("direct", "beams", "monte_carlo", "importance")])
-def test_accumulation_1x8_equals_8x1(objective: Any, tmp_path: Path) -> None:
+def test_accumulation_1x8_equals_8x1(objective: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pairs are scored at a time, and for however many samples are drawn at a time."""
     runs = []
-    for micro in (8, 3, 1):
+    draw, sizes = Sampling.draw, []  # type: ignore[var-annotated]
+    monkeypatch.setattr(Sampling, "draw", lambda *given: (sizes.append(len(given[2])), draw(*given))[1])
+    expected = {(8, None): [8], (3, None): [3, 3, 2], (1, None): [1] * 8, (1, 8): [8], (3, 5): [5, 3]}
+    for (micro, at_once), drawn in expected.items():
+        sizes.clear()
         system = make_two_llm()
         pairs = make_pairs_for(system, 8)
         pairs[5] = Pair(5, pairs[2].inputs, pairs[2].rejected, pairs[5].chosen)  # one prompt twice in a batch
-        rows = train(system, pairs, tmp_path / str(micro), objective, steps=2, batch_size=8, micro_batch_size=micro)
+        changes = {"steps": 2, "batch_size": 8, "micro_batch_size": micro, "draw_batch_size": at_once}
+        rows = train(system, pairs, tmp_path / f"{micro}-{at_once}", objective, **changes)
+        assert sizes == ([] if isinstance(objective, Direct) else drawn * 2)
         runs.append((rows, trainable_state(system)))
     for rows, state in runs[1:]:
         for row, whole in zip(rows, runs[0][0], strict=True):
@@ -472,6 +479,7 @@ class TestCheckpoints:
         ({"steps": 0}, "training.steps=0"),
         ({"batch_size": 0}, "training.batch_size=0"),
         ({"micro_batch_size": -1}, "training.micro_batch_size=-1"),
+        ({"draw_batch_size": 0}, "training.draw_batch_size=0"),
         ({"learning_rate": 0.0}, "training.learning_rate=0.0"),
         ({"beta": -1.0}, "beta=-1.0"),
         ({"patience": 2}, "patience=2"),
