@@ -275,10 +275,11 @@ class Trainer:
         sums: dict[str, float] = {}
         ahead: Drawn | None = None
         if (at_once := self.settings.draw_batch_size) is not None:
-            ahead = self.preference.draw_ahead(self.system, pairs, [self._seed(p, step) for p in pairs], at_once)
+            ahead = self.objective.draw_ahead(self.system, pairs, [self._seed(p, step) for p in pairs], at_once)
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
-            compared = self.objective.compare(self.system, part, [self._seed(p, step) for p in part])
+            drawn = {} if ahead is None else {"drawn": ahead[start : start + size]}
+            compared = self.objective.compare(self.system, part, [self._seed(p, step) for p in part], **drawn)
             if self.step == 0 and torch.is_grad_enabled():  # no weight has moved
                 check_margin(self.system, compared)
             loss = self._loss(compared)
