@@ -57,7 +57,7 @@ def in_blocks(attention: str, blocks: dict[int, tuple[Tensor, list[Block]]]) -> 
     if whole is None:
         yield
         return
-    parts: dict[int, list[tuple[slice, Tensor, Tensor]]] = {}
+    parts: dict[int, list[tuple[slice, Tensor | slice, Tensor]]] = {}
 
     def composed(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
@@ -67,13 +67,15 @@ def in_blocks(attention: str, blocks: dict[int, tuple[Tensor, list[Block]]]) -> 
             return whole(module, query, key, value, attention_mask, **more)
         mask, cut = known
         if id(mask) not in parts:  # once for all layers
-            parts[id(mask)] = [(queries, keys, mask[:, :, queries].index_select(3, keys)) for queries, keys in cut]
+            parts[id(mask)] = [
+                (queries, _span(keys), mask[:, :, queries].index_select(3, keys)) for queries, keys in cut
+            ]
         outputs = [
             whole(
                 module,
                 query[:, :, queries],
-                key.index_select(2, keys),
-                value.index_select(2, keys),
+                _taken(key, keys),
+                _taken(value, keys),
                 part,
                 **more,
             )[0]
@@ -86,3 +88,14 @@ def in_blocks(attention: str, blocks: dict[int, tuple[Tensor, list[Block]]]) -> 
         yield
     finally:
         del ALL_ATTENTION_FUNCTIONS[attention]
+
+
+def _span(keys: Tensor) -> Tensor | slice:
+    """The index, or the same as a slice where the keys follow each other: a view needs no memory."""
+    first, last = int(keys[0]), int(keys[-1])
+    return slice(first, last + 1) if last - first + 1 == len(keys) else keys
+
+
+def _taken(values: Tensor, keys: Tensor | slice) -> Tensor:
+    """[B, heads, L, size] at these positions."""
+    return values[:, :, keys] if isinstance(keys, slice) else values.index_select(2, keys)
