@@ -241,3 +241,21 @@ def test_the_command_line_before_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
         prepared(["logger.project=a=b"])
     with pytest.raises(SettingError, match="is not UTF-8"):
         prepared(["outputs=\udcff"])
+
+
+def test_the_long_table_lies_beside_the_laptops() -> None:
+    """Its data are the laptop's, and nothing but the number of updates and the place differs."""
+    given = ["experiment=table2", "scale=laptop"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        laptop, long = (
+            OmegaConf.to_container(compose("config", given + more), resolve=True)
+            for more in ([], ["setting=table2_long"])
+        )
+    assert isinstance(laptop, dict)
+    assert isinstance(long, dict)
+    assert (laptop["training"].pop("steps"), long["training"].pop("steps")) == (16, 64)
+    assert long.pop("run_folder") == "outputs/table2/long/sysdpo_sampling/seed=0"
+    assert laptop.pop("run_folder") == "outputs/table2/laptop/sysdpo_sampling/seed=0"
+    assert laptop["data_folder"] == long["data_folder"] == "outputs/table2/laptop/data"
+    differing = {name for name in laptop if laptop[name] != long[name]}
+    assert differing == {"table_folder", "study"}
