@@ -12,7 +12,6 @@ from side_by_side import Options, Work, check_equal, measure, memory_ratio, seco
 from torch.nn import functional
 from training_step import RATE, TOLERANCE
 
-from sysdpo.components.image.denoising import Bound
 from sysdpo.components.image.diffusion import Diffusion, _draw
 from sysdpo.components.image.pretrained import build_diffusion
 from sysdpo.graph import SystemGraph
@@ -56,7 +55,7 @@ def build(options: Options) -> tuple[Diffusion, list[Pair]]:
         dtype=options["dtype"],
         device=options["device"],
         lora=None,
-        bound=Bound(strength=STRENGTH, beta=BETA),
+        bound={"strength": STRENGTH, "beta": BETA},
         seed=0,
     )
     component.trainable(True)

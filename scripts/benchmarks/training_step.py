@@ -140,7 +140,8 @@ LIKE = {
 
 
 def run(options: Options) -> dict[str, Any]:
-    figures, turns = [], {}
+    figures: list[dict[str, Any]] = []
+    turns: dict[str, list[dict[str, Any]]] = {}
     suffix = "" if options["batch"] == 4 else f"_batch{options['batch']}"
     for name, pair in LIKE.items():  # two processes at a time: memory
         turns |= measure(__file__, pair, options, options["rounds"])

@@ -79,7 +79,8 @@ VARIANTS = {
 
 
 def run(options: Options) -> dict[str, Any]:
-    figures, turns = [], {}
+    figures: list[dict[str, Any]] = []
+    turns: dict[str, list[dict[str, Any]]] = {}
     for objective in ("sampling", "direct"):
         pair = [f"{objective}, every lever", f"{objective}, none"]
         found = measure(__file__, pair, options, options["rounds"])

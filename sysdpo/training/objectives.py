@@ -93,8 +93,8 @@ class Direct:
         chosen, rejected = torch.stack(list(ratios.values()), dim=-1).chunk(2)  # [B, V] each
         sides: dict[tuple[str, str], Tensor] = {}
         for i, name in enumerate(ratios):
-            for component, drawn in system.drawn_by(system.graph[name], rows).items():
-                for side, values, own in zip(SIDES, (chosen, rejected), drawn.chunk(2), strict=True):
+            for component, its_rows in system.drawn_by(system.graph[name], rows).items():
+                for side, values, own in zip(SIDES, (chosen, rejected), its_rows.chunk(2), strict=True):
                     share = values[:, i].detach() * own
                     sides[component, side] = sides[component, side] + share if (component, side) in sides else share
         terms = {name: sides[name, "chosen"] - sides[name, "rejected"] for name in system.components}

@@ -7,6 +7,7 @@ back. Where the head is frozen, only the slope in h is wanted, which is as small
 forward, with the product that the way back would have taken.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class _LogProbs(torch.autograd.Function):
         return gradient[:, None].to(slopes.dtype) * slopes, None, None, None
 
 
-def _chunks(states: Tensor, targets: Tensor, size: int) -> zip:  # type: ignore[type-arg]
+def _chunks(states: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(states.split(size), targets.split(size), strict=True)
 
 
