@@ -1,7 +1,9 @@
 """What a run survives: rows at `smoke` are killed, starved of room and have their files harmed, then run again.
 
-`make faults` writes `docs/faults.json` and the table of `docs/faults.md`. Every try ends with the same command once
-more, undisturbed; it is recovered if its figures are then those of a run that nothing happened to (to 1e-6).
+`make faults` writes `docs/faults.json` and the tables of `docs/faults.md`. Every try ends with the same command once
+more, undisturbed; it is recovered if its figures are then those of a run that nothing happened to (to 1e-6). Bad inputs
+of every kind are generated and tried as well (`bad_inputs.py`). Tries are kept as they are made: with `--minutes` the
+command stops in between, and the same command goes on.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,14 @@ from sysdpo.cli.command import prepare_environment
 prepare_environment()
 
 import torch  # noqa: E402
+from bad_inputs import BadInputs, tried  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 
 from sysdpo.cli.failures import explain  # noqa: E402
 from sysdpo.experiment.run import run  # noqa: E402
 from sysdpo.paths import CONF  # noqa: E402
-from sysdpo.runs.files import write_json, write_text  # noqa: E402
+from sysdpo.runs.files import append_line, remove, write_json, write_text  # noqa: E402
+from sysdpo.runs.folder import read_jsonl  # noqa: E402
 from sysdpo.runs.stopping import stoppable  # noqa: E402
 
 ROWS = {
@@ -43,6 +47,7 @@ ROWS = {
 """Five updates of four of twelve pairs: no multiple of an epoch."""
 LIMIT = 300.0  # seconds of one attempt
 MARKS = ("<!-- faults -->", "<!-- end -->")
+NAMES = ("equal", "tracebacks", "other_results", "not_recovered")
 
 
 @dataclass
@@ -209,75 +214,115 @@ FAULTS: dict[str, Callable[[random.Random, list[str], Path, Path, float], list[A
 }
 
 
-def try_all(tries: int, rows: list[str], work: Path, seed: int) -> list[Fault]:
-    dice = random.Random(seed)
-    wholes: dict[str, tuple[Path, Any, float]] = {}
-    for name in rows:
+def undisturbed(name: str, work: Path) -> tuple[Path, Any, float]:
+    """A row's folder, its figures and its seconds, run once."""
+    file = work / f"{name}.json"
+    if not file.exists():
+        remove(work / name)
         began = time.monotonic()
         whole = attempt(ROWS[name], work / name)
         if whole.status != 0:
             raise SystemExit(f"{name}: the undisturbed run failed\n{whole.output}")
-        wholes[name] = work / name, figures(work / name), time.monotonic() - began
-        print(f"{name}: undisturbed in {wholes[name][2]:.1f} s", flush=True)
-    found = []
-    for title, fault in FAULTS.items():
-        result = Fault(title)
+        write_json(file, {"seconds": time.monotonic() - began})
+        print(f"{name}: undisturbed in {time.monotonic() - began:.1f} s", flush=True)
+    return work / name, figures(work / name), float(json.loads(file.read_text())["seconds"])
+
+
+def try_one(title: str, number: int, name: str, work: Path, seed: int) -> dict[str, Any]:
+    """One try of a fault: what came of it."""
+    path, expected, seconds = undisturbed(name, work)
+    outputs = work / "try"
+    remove(outputs)
+    print(f"{title}, {name}, {number + 1}", flush=True)
+    dice = random.Random(f"{seed} {title} {number}")  # its own: tries do not depend on each other
+    disturbed = FAULTS[title](dice, ROWS[name], outputs, path, seconds)
+    last = attempt(ROWS[name], outputs)
+    found = dict.fromkeys(NAMES, False)
+    found["tracebacks"] = any(each.is_traceback for each in [*disturbed, last])
+    remark = ""
+    if last.status != 0:
+        found["not_recovered"] = True
+        remark = f"{name}: {last.output.strip().splitlines()[-1:] or last.status}"
+    elif agree(figures(outputs), expected):
+        found["equal"] = True
+    else:
+        found["other_results"] = True
+        remark = f"{name}: other results"
+    if remark:
+        print(last.output)
+    for each in disturbed:
+        if each.is_traceback:
+            print(each.output)
+    return {"fault": title, "number": number, "row": name, **found, "remark": remark}
+
+
+def try_all(tries: int, rows: list[str], work: Path, seed: int, until: float) -> list[Fault] | None:
+    """All tries, those before this call included; None where the time is over before the last."""
+    kept = work / "tries.jsonl"
+    done = {(each["fault"], each["number"]): each for each in read_jsonl(kept)}
+    for title in FAULTS:
         for number in range(tries):
-            name = rows[number % len(rows)]
-            path, expected, seconds = wholes[name]
-            outputs = work / "try"
-            shutil.rmtree(outputs, ignore_errors=True)
-            print(f"{title}, {name}, {number + 1} of {tries}", flush=True)
-            disturbed = fault(dice, ROWS[name], outputs, path, seconds)
-            last = attempt(ROWS[name], outputs)
-            result.tries += 1
-            result.tracebacks += any(each.is_traceback for each in [*disturbed, last])
-            if last.status != 0:
-                result.not_recovered += 1
-                result.remarks.append(f"{name}: {last.output.strip().splitlines()[-1:] or last.status}")
-                print(last.output)
-            elif agree(figures(outputs), expected):
-                result.equal += 1
-            else:
-                result.other_results += 1
-                result.remarks.append(f"{name}: other results")
-                print(last.output)
-            for each in disturbed:
-                if each.is_traceback:
-                    print(each.output)
-        found.append(result)
+            if (title, number) in done:
+                continue
+            if time.monotonic() > until:
+                print(f"{len(done)} of {tries * len(FAULTS)} tries are made; the same command goes on")
+                return None
+            done[title, number] = try_one(title, number, rows[number % len(rows)], work, seed)
+            append_line(kept, done[title, number])
+    found = []
+    for title in FAULTS:
+        own = [done[title, number] for number in range(tries)]
+        counts = {name: sum(each[name] for each in own) for name in NAMES}
+        found.append(Fault(title, tries, **counts, remarks=[each["remark"] for each in own if each["remark"]]))
     return found
 
 
-def as_markdown(found: list[Fault]) -> str:
+def as_markdown(found: Sequence[Fault], inputs: Sequence[BadInputs]) -> str:
     lines = ["| Fault | tries | recovered, equal results | tracebacks | other results | not recovered |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for f in found:
         lines.append(f"| {f.name} | {f.tries} | {f.equal} | {f.tracebacks} | {f.other_results} | {f.not_recovered} |")
+    if inputs:
+        lines += [
+            "",
+            "| Generated bad inputs | tried | refused in one line | read | tracebacks |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        lines += [f"| {i.kind} | {i.tried} | {i.refused} | {i.read} | {i.tracebacks} |" for i in inputs]
+        total = [sum(getattr(i, name) for i in inputs) for name in ("tried", "refused", "read", "tracebacks")]
+        lines.append(f"| all | {' | '.join(map(str, total))} |")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=6, help="of each fault")
+    parser.add_argument("--inputs", type=int, default=100, help="bad inputs of each kind")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seed", type=int, default=0, help="of moments, files and sizes")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no further try is begun")
+    parser.add_argument("--work", type=Path, default=Path("outputs/faults"), help="where tries are kept until the last")
     parser.add_argument("--output", type=Path, default=Path("docs/faults.json"))
-    parser.add_argument("--page", type=Path, default=None, help="Markdown whose table is replaced")
+    parser.add_argument("--page", type=Path, default=None, help="Markdown whose tables are replaced")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)  # before the first fork: threads do not pass into it
-    with tempfile.TemporaryDirectory() as work:
-        found = try_all(args.tries, args.rows, Path(work), args.seed)
+    found = try_all(args.tries, args.rows, args.work, args.seed, time.monotonic() + 60 * args.minutes)
+    if found is None:
+        return 0
+    inputs = tried(args.inputs) if args.inputs else []
     command = f"make faults TRIES={args.tries}"
-    write_json(args.output, {"command": command, "rows": args.rows, "faults": [asdict(f) for f in found]})
-    table = as_markdown(found)
+    content = {"command": command, "rows": args.rows, "faults": [asdict(f) for f in found]}
+    write_json(args.output, {**content, "inputs": [asdict(each) for each in inputs]})
+    table = as_markdown(found, inputs)
     if args.page is not None:
         text = args.page.read_text(encoding="utf-8")
         before, rest = text.split(MARKS[0])
         after = rest.split(MARKS[1])[1]
         write_text(args.page, f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}")
     print(table)
-    return 0 if all(f.equal == f.tries and not f.tracebacks for f in found) else 1
+    remove(args.work)
+    is_well = all(f.equal == f.tries and not f.tracebacks for f in found) and not any(i.tracebacks for i in inputs)
+    return 0 if is_well else 1
 
 
 if __name__ == "__main__":

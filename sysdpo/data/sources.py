@@ -17,7 +17,7 @@ from datasets import disable_progress_bars
 from sysdpo.components.base import identity
 from sysdpo.data.files import Record, fetch_rows, read_rows
 from sysdpo.data.records import PreferenceData, Understood, prompt_key, understand
-from sysdpo.data.storage import fingerprint, save_rows
+from sysdpo.data.storage import fingerprint, save_rows, with_named_files
 from sysdpo.data.usable import BAD_ROWS, keep_usable, reasons
 from sysdpo.errors import SettingError, nearest, plain
 from sysdpo.progress import progress
@@ -94,14 +94,13 @@ class Recorded:
             columns=columns,
             drop_bad=drop,
         )
-        path = Path(self.path).expanduser() if self.path is not None else None
         return keep_usable(
             found,
             system,
             needs_intermediates=needs_intermediates,
             overlong=self.overlong,
             drop_bad=drop,
-            folder=path if path is None or path.is_dir() else path.parent,
+            folder=self._place(),
         )
 
     def rows(self) -> list[Record]:
@@ -115,8 +114,14 @@ class Recorded:
         return fetch_rows(self.hub, self.config, self.split)
 
     def fingerprint(self) -> str:
-        """What identifies the content of the data, wherever they lie and however the path is spelled."""
-        return fingerprint(self.rows())
+        """What identifies the content of the data, pictures that rows only name included, wherever they lie."""
+        rows = self.rows()
+        return fingerprint(rows if (place := self._place()) is None else with_named_files(rows, place))
+
+    def _place(self) -> Path | None:
+        """Where pictures that rows only name may lie."""
+        path = Path(self.path).expanduser() if self.path is not None else None
+        return path if path is None or path.is_dir() else path.parent
 
 
 def read_pairs(path: str | Path, system: CompoundSystem, inputs: Mapping[str, str] | None = None) -> list[Pair]:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from PIL import Image
 from pyarrow.parquet import ParquetFile
 
 from sysdpo.errors import SettingError, one_line
-from sysdpo.runs.files import replacing, write_sums
+from sysdpo.runs.files import replacing, sha256, write_sums
 from sysdpo.runs.locks import FolderLock, lock_file
 
 log = logging.getLogger(__name__)
+
+LONGEST_NAME = 1_024
+"""Characters of a text that may name a file."""
 
 PART = 100
 """Rows that are handled at a time: a column of one Arrow array ends at 2 GB, which 800 pairs of photographs fill."""
@@ -106,6 +110,30 @@ def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
         line = json.dumps(row, sort_keys=True, default=_content)  # escapes keep half characters apart
         total.update(hashlib.sha256(line.encode()).digest())
     return total.hexdigest()[:16]
+
+
+def with_named_files(rows: Iterable[Mapping[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows, each text that names a file in the data set's own folder beside the digest of what is in that file."""
+    root = folder.resolve()
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: walk(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [walk(part) for part in value]
+        return value if not isinstance(value, str) or (held := file_of(value)) is None else [value, held]
+
+    @lru_cache(maxsize=100_000)
+    def file_of(name: str) -> str | None:
+        if not name or len(name) > LONGEST_NAME:
+            return None
+        try:
+            path = (root / name).resolve()
+            return sha256(path) if path.is_relative_to(root) and path.is_file() else None
+        except (OSError, ValueError):  # a text that no file can have as its name
+            return None
+
+    return (walk(row) for row in rows)
 
 
 def _content(value: Any) -> str:

@@ -20,6 +20,10 @@ class Measure(Protocol):
     variables: Mapping[str, str]
     """The variables that it reads of an output, by the setting that names them."""
 
+    def check(self, rows: Sequence[Values]) -> None:
+        """Refuse evaluation rows that lack what will be looked at; called before anything is trained."""
+        ...
+
     def measure(
         self, rows: Sequence[Values], outputs: Sequence[Values], baseline: Sequence[Values] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -51,6 +55,16 @@ class WinRates:
     def __init__(self, judge: Judge | None, answer: str) -> None:
         self.judge, self.answer = judge or None, answer  # judge=none is an empty mapping to Hydra
         self.variables = {"answer": answer}
+
+    def check(self, rows: Sequence[Values]) -> None:
+        for number, row in enumerate(rows):
+            if self.answer not in row["chosen"]:
+                raise SettingError(
+                    f"evaluation.answer={self.answer}: row {number} has no chosen value of that name to compare with; "
+                    f"name another variable ({', '.join(map(str, row['chosen']))})."
+                )
+        if (check := getattr(self.judge, "check", None)) is not None:
+            check(rows)
 
     def measure(
         self, rows: Sequence[Values], outputs: Sequence[Values], baseline: Sequence[Values] | None

@@ -12,8 +12,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.data.records import PreferenceData
+from sysdpo.data.sources import Recorded
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph
+from sysdpo.runs.identity import by_content
 from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import TrainingSettings
 
@@ -81,11 +83,25 @@ def prepare_data(config: DictConfig, system: CompoundSystem, needs_intermediates
 
 def made_data(config: DictConfig) -> Path:
     """Where data are kept that have to be made: under a name that is the hash of all they are made from."""
-    content: dict[str, Any] = OmegaConf.to_container(config.dataset, resolve=True)  # type: ignore[assignment]
+    content: dict[str, Any] = by_content(OmegaConf.to_container(config.dataset, resolve=True))
     if content.get("generator") is not None:  # the run's seed and beta, which it is given as well, draw nothing
         content["generator"] = without_seed(content["generator"])
-    made_by = without_seed(OmegaConf.to_container(config.system, resolve=True))
+    made_by = untrained_system(config)
     return Path(config.data_folder) / f"{config.dataset.name}-{digest(content, made_by)}"
+
+
+def untrained_system(config: DictConfig) -> Any:
+    """What describes the untrained system, wherever its models lie."""
+    return without_seed(by_content(OmegaConf.to_container(config.system, resolve=True)))
+
+
+def data_content(config: DictConfig) -> str | None:
+    """What identifies the rows of a data set that is read from files; None of one that is made, or of the hub."""
+    content: dict[str, Any] = OmegaConf.to_container(config.dataset, resolve=True)  # type: ignore[assignment]
+    if content.get("path") is None or not str(content.get("_target_")).endswith(".Recorded"):
+        return None
+    source: Recorded = instantiate({k: v for k, v in content.items() if k != "name"})
+    return source.fingerprint()
 
 
 def untrained(system: CompoundSystem) -> Any:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
 from sysdpo.data.records import PreferenceData
 from sysdpo.data.storage import made_once
 from sysdpo.evaluation.measures import Measure
-from sysdpo.experiment.build import digest, untrained, without_seed
+from sysdpo.experiment.build import digest, untrained, untrained_system
 from sysdpo.progress import progress
 from sysdpo.runs.files import is_summed, replacing, write_json, write_jsonl, write_summed
 from sysdpo.runs.folder import read_jsonl
@@ -76,7 +76,7 @@ def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[di
     """
     seed = stream(config.seed, BASELINE)
     made_by = [
-        without_seed(OmegaConf.to_container(config.system, resolve=True)),
+        untrained_system(config),
         seed,
         [[row[v.name] for v in system.graph.inputs] for row in rows],
     ]

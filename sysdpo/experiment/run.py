@@ -15,11 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 from sysdpo.data.records import PreferenceData
 from sysdpo.errors import SettingError, check_file_name, nearest
 from sysdpo.evaluation.measures import Measure
-from sysdpo.experiment.build import build_system, built, device_name, made_data, prepare_data, training_settings
+from sysdpo.experiment.build import (
+    build_system,
+    built,
+    data_content,
+    device_name,
+    made_data,
+    prepare_data,
+    training_settings,
+)
 from sysdpo.experiment.downloads import check_downloads
 from sysdpo.experiment.evaluate import curve_point, evaluate
 from sysdpo.progress import named
 from sysdpo.runs.folder import RunFolder
+from sysdpo.runs.identity import Identity, identity
 from sysdpo.runs.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
@@ -29,7 +38,7 @@ from sysdpo.training.separate import train_separately
 log = logging.getLogger(__name__)
 
 NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures", "contrasts")
-"""Who listens, how much at a time, how a report looks: no reason to run a row again."""
+"""Who listens, how much at a time, how a report looks: not kept in `config.yaml`."""
 
 TRAINERS = ("joint", "separate")
 
@@ -46,10 +55,11 @@ def _run(config: DictConfig) -> dict[str, Any]:
     for name in NOT_OF_THE_RUN:
         resolved.pop(name, None)
     folder = RunFolder(Path(config.run_folder))
-    if folder.is_finished(resolved):
+    own = identity(resolved, data_content(config))
+    if folder.is_finished(own):
         log.info("%s is finished: nothing to do", folder.path)
         if (mark := _heard(config, folder)) and not mark.exists():  # killed while it was told, or a logger set since
-            logger = _logger(config, resolved, folder.run_id(resolved))
+            logger = _logger(config, resolved, folder.run_id(own))
             told = False
             try:
                 for line in folder.history:
@@ -85,16 +95,18 @@ def _run(config: DictConfig) -> dict[str, Any]:
     for key, name in measure.variables.items() if measure is not None and data.evaluation else ():
         if name not in system.graph.variables:
             raise SettingError(f"evaluation.{key}: {nearest(name, [v.name for v in system.graph.generated])}")
+    if measure is not None and data.evaluation:
+        measure.check(data.evaluation)
 
     with folder.held():
-        run_id = folder.run_id(resolved)
+        run_id = folder.run_id(own)
         logger = _logger(config, resolved, run_id)
         succeeded = False
         try:
-            folder.open(resolved, run_id, device_name(system))
+            folder.open(resolved, own, run_id, device_name(system))
             metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
             if names:
-                metrics |= align(config, system, objective, data, measure, settings, folder.path, logger)
+                metrics |= align(config, system, objective, data, measure, settings, folder.path, logger, own)
             metrics |= evaluate(config, system, data, measure, folder.path)
             folder.finish(metrics)
             succeeded = True
@@ -134,6 +146,7 @@ def align(
     settings: TrainingSettings,
     folder: Path,
     logger: Logger,
+    own: Identity,
 ) -> dict[str, Any]:
     for name in system.trainable:
         if text := system.component(name).describe():
@@ -154,6 +167,7 @@ def align(
             folder,
             logger.log,
             None if measure is None else partial(curve_point, config, system, rows, measure),
+            own.evaluation,
         ).run()
         metrics = {"best_step": best.step}
         if settings.validate_every:

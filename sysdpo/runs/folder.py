@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from PIL import Image
 
 from sysdpo.errors import SettingError
 from sysdpo.runs.files import SUMS, damage, remove, write_json, write_jsonl, write_sums, write_text
+from sysdpo.runs.identity import Identity, identity
 from sysdpo.runs.locks import Busy, FolderLock, lock_file
 
 __all__ = ["RunFolder", "environment", "find_runs", "read_jsonl", "read_picture", "survey", "write_json", "write_jsonl"]
@@ -174,8 +176,16 @@ class RunFolder:
                 return f"adapters/{folder.name}: {wrong}"
         return None
 
-    def is_finished(self, config: Mapping[str, Any]) -> bool:
-        if self.metrics is None or self.config != config:
+    @property
+    def identity(self) -> Identity | None:
+        """Of the run that the folder holds; what its config says of one of an earlier version; None of none."""
+        known = self._mapping("identity.json") or {}
+        if isinstance(known.get("training"), str) and isinstance(known.get("evaluation"), str):
+            return Identity(known["training"], known["evaluation"])
+        return identity(self.config) if self.config is not None else None
+
+    def is_finished(self, own: Identity) -> bool:
+        if self.metrics is None or self.identity != own:
             return False
         if (wrong := self.fault()) is not None:
             log.warning("%s: %s; the run goes on from its last checkpoint to restore it", self.path, wrong)
@@ -186,14 +196,14 @@ class RunFolder:
         """The results, and the checksums by which they are known later."""
         remove(self.path / SUMS)
         write_json(self.path / "metrics.json", metrics)
-        files = [self.path / name for name in ("config.yaml", "metrics.json", "metrics.jsonl")]
+        files = [self.path / name for name in ("config.yaml", "identity.json", "metrics.json", "metrics.jsonl")]
         files += [*(self.path / "samples").rglob("*"), *(self.path / "adapters").glob(f"*/{SUMS}")]
         write_sums(self.path, [str(file.relative_to(self.path)) for file in files if file.is_file()])
 
-    def run_id(self, config: Mapping[str, Any]) -> str:
-        """The name by which others know the run of this config: kept when it goes on, new for another config."""
+    def run_id(self, own: Identity) -> str:
+        """The name by which others know the run: kept while it goes on or is judged anew, new for another training."""
         file = self.path / "run_id"
-        if self.config == config and file.exists():
+        if file.exists() and (held := self.identity) is not None and held.training == own.training:
             known = file.read_bytes().decode("ascii", "replace").strip()
             if re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", known):
                 return known
@@ -221,27 +231,50 @@ class RunFolder:
                 f"{self.path}: another process is at this run; wait for it, or write elsewhere with outputs=…"
             ) from None
 
-    def open(self, config: Mapping[str, Any], run_id: str | None = None, device: str = "") -> None:
-        """Make the folder ready for a run of `config`: go on with one of the same config, put another aside.
+    def open(self, config: Mapping[str, Any], own: Identity, run_id: str | None = None, device: str = "") -> None:
+        """Make the folder ready for a run: go on with one of the same training, put another aside.
 
-        `environment.json` says where the run is made; it stays out of the config, which decides what is repeated.
+        The results of the same training under another evaluation are put aside too; its weights stay.
+        `environment.json` says where the run is made; it is no part of what decides its numbers.
         """
-        if self.config is not None and self.config != config:
+        if (held := self.identity) is not None and held.training != own.training:
             self._set_aside()
+        elif held is not None and held.evaluation != own.evaluation:
+            self._set_results_aside()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_json(self.path / "identity.json", vars(own))
         opened = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         write_json(self.path / "environment.json", {"opened": opened, "device": device, **environment()})
         if run_id is not None:
             write_text(self.path / "run_id", f"{run_id}\n")
 
     def _set_aside(self) -> None:
-        """Keep a run of another config beside this one: a result is never lost."""
+        """Keep a run of another training beside this one: a result is never lost."""
+        self.path.rename(self._beside())
+        if self._lock.is_taken:
+            self._lock.take(self.path)
+
+    def _set_results_aside(self) -> None:
+        """Keep what another judge found beside this run, which loses it; it stays trained."""
+        (self.path / SUMS).unlink(missing_ok=True)
+        for told in self.path.glob(".heard-*"):
+            told.unlink()
+        if not (self.path / "metrics.json").exists():
+            return
+        target = self._beside()
+        target.mkdir()
+        for name in ("config.yaml", "identity.json"):
+            if (self.path / name).exists():
+                shutil.copy2(self.path / name, target)
+        for name in ("metrics.json", "samples"):
+            if (self.path / name).exists():
+                (self.path / name).rename(target / name)
+
+    def _beside(self) -> Path:
         number = 1
         while (target := self.path.with_name(f".{self.path.name}.superseded-{number}")).exists():
             number += 1
-        self.path.rename(target)
-        if self._lock.is_taken:
-            self._lock.take(self.path)
+        return target
 
 
 def find_runs(root: Path, method: str) -> Iterator[tuple[int, RunFolder]]:

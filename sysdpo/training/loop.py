@@ -161,6 +161,7 @@ class Trainer:
         folder: gets `metrics.jsonl` and `checkpoints/`, from which the same call goes on.
         log: is given every record of `metrics.jsonl`.
         evaluate: measures the current system, every `evaluate_every` updates.
+        measured_by: what `evaluate` measures by; lines of the history that were measured otherwise are left out.
 
     A folder that holds the checkpoints of another system, data set or setting is refused: see `fingerprint`.
     """
@@ -175,6 +176,7 @@ class Trainer:
         folder: str | Path = "run",
         log: Callable[[Mapping[str, float]], object] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
+        measured_by: str = "",
         **changes: Any,
     ) -> None:
         if unknown := next((name for name in changes if name not in TrainingSettings.__dataclass_fields__), None):
@@ -186,7 +188,7 @@ class Trainer:
         check_pairs(train, validation, settings)
         self.system, self.objective, self.settings, self.folder = system, objective, settings, folder
         self.train_pairs, self.validation_pairs = train, validation
-        self.log, self.evaluate = log, evaluate
+        self.log, self.evaluate, self.measured_by = log, evaluate, measured_by
         self.step, self.skipped = 0, 0
         self.history: list[dict[str, Any]] = []
         self.fingerprint = fingerprint(system, objective, train, validation, settings)
@@ -359,6 +361,7 @@ class Trainer:
                 "step": self.step,
                 "skipped": self.skipped,
                 "fingerprint": self.fingerprint,
+                "measured_by": self.measured_by,
                 "weights": trainable_state(self.system),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
@@ -386,6 +389,8 @@ class Trainer:
         self.scheduler.load_state_dict(saved["scheduler"])
         self.step, self.skipped, self.best = saved["step"], saved["skipped"], Best(**saved["best"])
         self.history = _unpacked(saved["history"])
+        if saved.get("measured_by", self.measured_by) != self.measured_by:
+            self.history = without_evaluation(self.history)
         # as it was at the checkpoint: what was logged after it is about to be repeated, what was lost is back
         write_jsonl(lines, self.history)
 
@@ -396,6 +401,14 @@ class Trainer:
         if saved["step"] > self.settings.steps:
             return f"is of update {saved['step']}, beyond training.steps={self.settings.steps}"
         return None
+
+
+def without_evaluation(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The lines without the points of the curve, which another judge measured; that is said."""
+    kept = [{k: v for k, v in line.items() if not k.startswith("evaluation/")} for line in history]
+    if any(len(line) < len(before) for line, before in zip(kept, history, strict=True)):
+        log.warning("the curve over training is left out: it was measured under another evaluation")
+    return [line for line in kept if set(line) != {"step"}]
 
 
 def _packed(rows: Sequence[Mapping[str, Any]]) -> Tensor:

@@ -17,7 +17,13 @@ SMALL = ("scale=smoke", "training.steps=12", "training.checkpoint_every=4", "tra
 
 def test_a_quick_version_of_make_faults(tmp_path: Path) -> None:
     """One try of each fault on one row, in processes of their own."""
-    process = start("faults.py", "--tries", "1", "--rows", "separate_dpo", "--output", str(tmp_path / "faults.json"))
+    command = ("faults.py", "--tries", "1", "--rows", "separate_dpo", "--inputs", "2", "--work", str(tmp_path / "work"))
+    command += ("--output", str(tmp_path / "faults.json"))
+    process = start(*command, "--minutes", "0")  # stopped at once, it goes on
+    output, errors = process.communicate(timeout=580)
+    assert process.returncode == 0, output + errors
+    assert "0 of 5 tries are made" in output
+    process = start(*command)
     output, errors = process.communicate(timeout=580)
     assert process.returncode == 0, output + errors
     faults = json.loads((tmp_path / "faults.json").read_text())["faults"]

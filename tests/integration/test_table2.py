@@ -110,6 +110,17 @@ def test_a_curve_over_training_ends_at_the_figure_and_meets_a_baseline_drawn_by_
     assert same < len(drafts) / 2  # the first model is untrained in both; only its draws differ
 
 
+def test_every_component_that_a_row_trains_moves(table: Path) -> None:
+    """At smoke drafts are short enough that both of two samples count: psi1's gradient is not rounded away."""
+    trained = {"sysdpo_psi1": ["psi1"], "sysdpo_psi1_importance": ["psi1"], "sysdpo_psi2": ["psi2"]}
+    for row in set(ROWS) - {"prompted", "separate_dpo"}:
+        for line in history_of(table / row / "seed=0"):
+            assert all(line[f"grad_norm/{name}"] > 1e-7 for name in trained.get(row, ["psi1", "psi2"])), (row, line)
+    last = history_of(table / "sysdpo_sampling" / "seed=0")[-1]
+    assert last["sampling/effective_samples"] > 1
+    assert last["components/psi1/margin"] != 0
+
+
 def test_the_notebook_reads_the_runs(
     table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,8 +144,8 @@ class OneNumber:
 
 
 class NoCaptions:
-    def encode(self, captions: Any) -> list[dict[str, torch.Tensor]]:
-        return [{"encoder_hidden_states": torch.zeros(1, 1)} for _ in captions]
+    def encode(self, caption: str) -> dict[str, torch.Tensor]:
+        return {"encoder_hidden_states": torch.zeros(1, 1)}
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

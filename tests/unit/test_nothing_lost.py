@@ -37,6 +37,7 @@ from sysdpo.runs.files import (
     write_text,
 )
 from sysdpo.runs.folder import RunFolder, survey
+from sysdpo.runs.identity import identity
 from sysdpo.runs.stopping import Terminated
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import (
@@ -439,11 +440,12 @@ def test_a_signal_ends_the_update_keeps_it_and_stops(
 # ---- run folders ---------------------------------------------------------------------------------------------------
 
 CONFIG = {"beta": 0.1, "train": ["psi1"]}
+OWN = identity(CONFIG)
 
 
 def finished(path: Path) -> RunFolder:
     run = RunFolder(path)
-    run.open(CONFIG, "abc123")
+    run.open(CONFIG, OWN, "abc123")
     for step in (1, 2):
         append_line(path / "metrics.jsonl", {"step": step})
     write_text(path / "samples" / "evaluation.jsonl", '{"row": 0, "z": "yes"}\n')
@@ -451,14 +453,14 @@ def finished(path: Path) -> RunFolder:
     return run
 
 
-FILES = ("metrics.json", "config.yaml", "metrics.jsonl", "samples/evaluation.jsonl")
+FILES = ("metrics.json", "config.yaml", "identity.json", "metrics.jsonl", "samples/evaluation.jsonl")
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("harm", ["{}", "", "\x00garbage", None, "cut"])
 def test_a_finished_run_whose_file_is_harmed_is_not_finished(tmp_path: Path, name: str, harm: str | None) -> None:
     run = finished(tmp_path / "m" / "seed=0")
-    assert run.is_finished(CONFIG)
+    assert run.is_finished(OWN)
     file = run.path / name
     if harm is None:
         file.unlink()
@@ -466,7 +468,7 @@ def test_a_finished_run_whose_file_is_harmed_is_not_finished(tmp_path: Path, nam
         file.write_bytes(file.read_bytes()[:-8])
     else:
         file.write_text(harm)
-    assert not run.is_finished(CONFIG)
+    assert not run.is_finished(OWN)
     runs, notes = survey(tmp_path, "m")
     assert runs == {}
     assert len(notes) == (0 if name == "metrics.json" and harm is None else 1)
@@ -474,9 +476,9 @@ def test_a_finished_run_whose_file_is_harmed_is_not_finished(tmp_path: Path, nam
 
 def test_a_run_id_that_is_garbage_is_replaced(tmp_path: Path) -> None:
     run = finished(tmp_path / "run")
-    assert run.run_id(CONFIG) == "abc123"
+    assert run.run_id(OWN) == "abc123"
     (run.path / "run_id").write_bytes(b"\xff\xfe\x00")
-    assert len(run.run_id(CONFIG)) == 16
+    assert len(run.run_id(OWN)) == 16
 
 
 def test_stray_folders_are_left_out_and_said(tmp_path: Path) -> None:
@@ -494,7 +496,8 @@ def test_with_its_lock_file_deleted_a_run_still_belongs_to_one_process(tmp_path:
     folder = RunFolder(tmp_path / "m" / "seed=0")
     hold = "import sys; from sysdpo.runs.folder import RunFolder; from pathlib import Path\n"
     hold += (
-        "run = RunFolder(Path(sys.argv[1]))\nwith run.held():\n    run.open({'beta': 1})\n    run.open({'beta': 2})\n"
+        "from sysdpo.runs.identity import Identity\nrun = RunFolder(Path(sys.argv[1]))\nwith run.held():\n"
+        "    run.open({'beta': 1}, Identity('1', ''))\n    run.open({'beta': 2}, Identity('2', ''))\n"
     )
     hold += "    print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(

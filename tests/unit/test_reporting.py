@@ -23,6 +23,7 @@ from sysdpo.reporting.page import render, write_report
 from sysdpo.reporting.pooling import Cell, row_numbers
 from sysdpo.reporting.tables import Table, as_json, as_markdown, make_table, write_table
 from sysdpo.runs.folder import RunFolder, find_runs, read_jsonl
+from sysdpo.runs.identity import identity
 
 GRAPH = {
     "question": {"role": "input"},
@@ -486,7 +487,7 @@ def test_the_page_shows_the_machine_of_the_runs_and_not_of_the_report(root: Path
 def test_a_run_says_where_it_is_made_when_it_is_opened(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "seed=0")
     assert run.environment == {}
-    run.open({"beta": 0.1}, device="an accelerator")
+    run.open({"beta": 0.1}, identity({"beta": 0.1}), device="an accelerator")
     assert run.environment["device"] == "an accelerator"
     assert run.environment["torch"] == version("torch")
     assert run.config == {"beta": 0.1}

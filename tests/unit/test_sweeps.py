@@ -27,6 +27,7 @@ from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
 from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep, summarise
 from sysdpo.runs.folder import RunFolder, write_json
+from sysdpo.runs.identity import identity
 from sysdpo.runs.json_log import JsonLogger
 from tests.unit.test_reporting import FIGURES, NUMBERS, POOLED, write_run
 
@@ -303,14 +304,15 @@ def test_a_study_s_runs_share_one_file_of_lines(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_keeps_its_name_as_long_as_its_config(tmp_path: Path) -> None:
+def test_a_run_keeps_its_name_as_long_as_its_training(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    first = folder.run_id({"beta": 1})
-    folder.open({"beta": 1}, first)
-    assert folder.run_id({"beta": 1}) == first
-    second = folder.run_id({"beta": 2})
-    folder.open({"beta": 2}, second)
-    assert first != second == folder.run_id({"beta": 2})
+    one, two = identity({"beta": 1}), identity({"beta": 2})
+    first = folder.run_id(one)
+    folder.open({"beta": 1}, one, first)
+    assert folder.run_id(one) == first
+    second = folder.run_id(two)
+    folder.open({"beta": 2}, two, second)
+    assert first != second == folder.run_id(two)
     assert (tmp_path / ".run.superseded-1" / "run_id").read_text().strip() == first
 
 

@@ -78,7 +78,7 @@ TOP: dict[str, Kind] = {
     "train": kind("list", "null", item=kind("text")),
     "trainer": Kind(frozenset({"text"}), choices=("joint", "separate")),
     "device": kind("text", limits=DEVICE),
-    "max_new_tokens": kind("whole", limits=LIMITS["max_new_tokens"]),
+    **dict.fromkeys(("max_new_tokens", "max_draft_tokens"), kind("whole", limits=LIMITS["max_new_tokens"])),
     "best_of": kind("whole", limits=LIMITS["best_of"]),
     "evaluation": kind("mapping", "null"),
     "curve_rows": kind("whole", "null", limits=COUNT),

@@ -13,7 +13,6 @@ Features = dict[str, Tensor]
 are the UNet's `added_cond_kwargs` (SDXL: `text_embeds` [P] and `time_ids` [6])."""
 
 CONDITIONS = ("encoder_hidden_states", "encoder_attention_mask")
-BATCH = 64
 
 
 class CaptionEncoder(Protocol):
@@ -22,7 +21,9 @@ class CaptionEncoder(Protocol):
         """Tokens of a caption's hidden states."""
         ...
 
-    def encode(self, captions: Sequence[str]) -> list[Features]: ...
+    def encode(self, caption: str) -> Features:
+        """By itself: in the company of others its last digits would depend on who they are."""
+        ...
 
     def networks(self) -> dict[str, nn.Module]:
         """By name."""
@@ -51,24 +52,13 @@ class HiddenStates:
         return {"text_encoder_1": self.model}
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> list[Features]:
-        tokens = [
-            self.tokenizer(self.prefix + text, add_special_tokens=False)["input_ids"][: self.max_length]
-            for text in captions
-        ]
-        encoded: list[Features] = [{} for _ in captions]
-        for length in sorted({len(ids) for ids in tokens}):  # equal lengths together: nothing is spent on padding
-            rows = [i for i, ids in enumerate(tokens) if len(ids) == length]
-            for start in range(0, len(rows), BATCH):
-                part = rows[start : start + BATCH]
-                ids = torch.tensor([tokens[i] for i in part], device=self.model.device)
-                states = self.model(ids).last_hidden_state.float().cpu()
-                for i, state in zip(part, states, strict=True):
-                    hidden = torch.zeros(self.max_length, state.shape[-1])
-                    hidden[:length] = state
-                    mask = (torch.arange(self.max_length) < length).float()
-                    encoded[i] = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}
-        return encoded
+    def encode(self, caption: str) -> Features:
+        tokens = self.tokenizer(self.prefix + caption, add_special_tokens=False)["input_ids"][: self.max_length]
+        state = self.model(torch.tensor([tokens], device=self.model.device)).last_hidden_state[0].float().cpu()
+        hidden = torch.zeros(self.max_length, state.shape[-1])
+        hidden[: len(tokens)] = state
+        mask = (torch.arange(self.max_length) < len(tokens)).float()
+        return {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}
 
 
 class Clip:
@@ -91,26 +81,22 @@ class Clip:
         return {f"text_encoder_{i}": model for i, (_, model) in enumerate(self.encoders, 1)}
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> list[Features]:
-        encoded: list[Features] = []
-        for start in range(0, len(captions), BATCH):
-            outputs = [_run_clip(*encoder, captions[start : start + BATCH]) for encoder in self.encoders]
-            if len(outputs) == 1:
-                encoded += [{"encoder_hidden_states": h} for h in outputs[0].last_hidden_state.float().cpu()]
-                continue
-            hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1).float().cpu()
-            size = float(self.image_size)
-            time_ids = torch.tensor([size, size, 0.0, 0.0, size, size])  # original size, crop, target size
-            encoded += [
-                {"encoder_hidden_states": h, "text_embeds": p, "time_ids": time_ids}
-                for h, p in zip(hidden, outputs[-1].text_embeds.float().cpu(), strict=True)
-            ]
-        return encoded
+    def encode(self, caption: str) -> Features:
+        outputs = [_run_clip(*encoder, caption) for encoder in self.encoders]
+        if len(outputs) == 1:
+            return {"encoder_hidden_states": outputs[0].last_hidden_state[0].float().cpu()}
+        hidden = torch.cat([output.hidden_states[-2][0] for output in outputs], dim=-1).float().cpu()
+        size = float(self.image_size)
+        return {
+            "encoder_hidden_states": hidden,
+            "text_embeds": outputs[-1].text_embeds[0].float().cpu(),
+            "time_ids": torch.tensor([size, size, 0.0, 0.0, size, size]),  # original size, crop, target size
+        }
 
 
-def _run_clip(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, captions: Sequence[str]) -> Any:
+def _run_clip(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, caption: str) -> Any:
     length = model.config.max_position_embeddings
-    tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    tokens = tokenizer([caption], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return model(tokens["input_ids"].to(model.device), output_hidden_states=True)
 
 
@@ -125,9 +111,9 @@ class CachedCaptions:
         """Keyword arguments of a UNet for N captions."""
         if len(self._memory) > self.limit:
             self._memory.clear()
-        missing = [c for c in dict.fromkeys(captions) if c not in self._memory]
-        if missing:
-            self._memory.update(zip(missing, self.encoder.encode(missing), strict=True))
+        for caption in captions:
+            if caption not in self._memory:
+                self._memory[caption] = self.encoder.encode(caption)
         features = [self._memory[c] for c in captions]
         stacked = {key: torch.stack([f[key] for f in features]).to(device, dtype) for key in features[0]}
         kwargs: dict[str, Any] = {key: stacked[key] for key in CONDITIONS if key in stacked}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.judges.base import check_rows
+from sysdpo.evaluation.judges.base import check_columns, check_rows
 from sysdpo.evaluation.judges.cache import AnnotationCache
 from sysdpo.evaluation.judges.endpoint import Body, ChatEndpoint, NoLogprobsError, UnanswerableError
 from sysdpo.evaluation.judges.reply import MalformedAnswerError
@@ -94,6 +94,10 @@ class AlpacaEvalJudge:
     @property
     def name(self) -> str:
         return f"{self.model} (AlpacaEval's weighted preference, our own prompt)"
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse rows without an instruction."""
+        check_columns(rows, ["x"])
 
     def preferences(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[str], outputs: Sequence[str]

@@ -20,7 +20,8 @@ class Judge(Protocol):
     ) -> list[float]:
         """One number per row in [1, 2]: 1 = the reference is preferred, 2 = the output; NaN = no opinion.
 
-        Rows hold at least `x`, the instruction. Identical answers get exactly 1.5.
+        Rows hold at least `x`, the instruction. Identical answers get exactly 1.5. A judge may have a method
+        `check(rows)` as well: it refuses rows that it could not judge, before anything is trained.
         """
         ...
 
@@ -37,6 +38,11 @@ def check_rows(
             f"judge: {len(rows)} rows, {len(references)} references and {len(outputs)} outputs; give one of "
             "each per row."
         )
+    check_columns(rows, columns)
+
+
+def check_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Refuse rows in which a column is missing or no text."""
     for number, row in enumerate(rows):
         for column in columns:
             if not isinstance(row.get(column), str):

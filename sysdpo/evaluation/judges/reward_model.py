@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
-from sysdpo.evaluation.judges.base import check_rows, check_temperature, preference_from_scores
+from sysdpo.evaluation.judges.base import check_columns, check_rows, check_temperature, preference_from_scores
 from sysdpo.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,10 @@ class RewardModelJudge:
     @property
     def name(self) -> str:
         return f"reward model {self.model} (temperature {self.temperature:g})"
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse rows without an instruction."""
+        check_columns(rows, ["x"])
 
     def preferences(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[str], outputs: Sequence[str]

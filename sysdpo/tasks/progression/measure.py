@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, nearest
 from sysdpo.evaluation.measures import Values
 from sysdpo.tasks.progression.sequences import ScoredSequence, Scorer, score_sequences, strip
 
@@ -28,6 +28,12 @@ class Progression:
             raise SettingError(f"evaluation.best_of={best_of}: must be at least 1.")
         self.scorer, self.answer, self.captions, self.draws = scorer, answer, captions, best_of
         self.variables = {"answer": answer} | ({"captions": captions} if captions is not None else {})
+
+    def check(self, rows: Sequence[Values]) -> None:
+        known = list(self.scorer.attributes)
+        for number, row in enumerate(rows):
+            if row.get("attribute") not in known:
+                raise SettingError(f"row {number}: attribute: {nearest(str(row.get('attribute')), known)}")
 
     def measure(
         self, rows: Sequence[Values], outputs: Sequence[Values], baseline: Sequence[Values] | None

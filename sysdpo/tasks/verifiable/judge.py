@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sysdpo.evaluation.judges.base import check_rows, check_temperature, preference_from_scores
+from sysdpo.evaluation.judges.base import check_columns, check_rows, check_temperature, preference_from_scores
 from sysdpo.tasks.verifiable.score import score
 
 
@@ -20,6 +20,12 @@ class OracleJudge:
     @property
     def name(self) -> str:
         return f"oracle (temperature {self.temperature:g})"
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse rows without a rule, or with one that is none."""
+        check_columns(rows, ["oracle"])
+        for row in rows:
+            score(row["oracle"], "")
 
     def preferences(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[str], outputs: Sequence[str]

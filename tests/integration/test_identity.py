@@ -1,0 +1,83 @@
+"""Commands given again: with other data, another judge, another way to write the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.commands import train_in_process
+
+SMALL = ("scale=smoke", "dataset=jsonl", "dataset.evaluation=2", "dataset.validation=0", "training.validate_every=0")
+SMALL += ("judge=none", "method=sysdpo_psi2", "training.checkpoint_every=1")
+
+
+def write(path: Path, chosen: str) -> Path:
+    rows = [{"prompt": f"p{i}", "chosen": f"{chosen} {i}", "rejected": "bad"} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["logps/chosen"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_edited_file_is_another_run_and_another_spelling_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(outputs: str, *more: str) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert train_in_process([*SMALL, f"outputs={outputs}", *more], monkeypatch) == 0
+        return caplog.text
+
+    monkeypatch.chdir(tmp_path)
+    data = write(tmp_path / "my data.jsonl", "good")
+    folder = tmp_path / "o" / "table2" / "smoke" / "sysdpo_psi2" / "seed=0"
+    assert "nothing to do" not in run("o", "dataset.path=my data.jsonl")
+    first = losses(folder)
+    for outputs, path in (("./o", "./my data.jsonl"), (str(tmp_path / "o"), str(data)), ("o/../o", "my data.jsonl")):
+        assert "nothing to do" in run(outputs, f"dataset.path={path}")
+
+    # interrupted after its first update, and the rows edited: nothing of the old ones may be in it
+    (folder / "metrics.json").unlink()
+    for step in (2, 3):
+        (folder / "checkpoints" / f"step={step}.pt").unlink(missing_ok=True)
+    write(data, "better and longer")
+    assert "nothing to do" not in run("o", "dataset.path=my data.jsonl")
+    assert "nothing to do" not in run("fresh", "dataset.path=my data.jsonl")
+    edited = losses(folder)
+    assert edited == losses(tmp_path / "fresh" / "table2" / "smoke" / "sysdpo_psi2" / "seed=0")
+    assert all(new != old for new, old in zip(edited, first, strict=True))
+    assert losses(folder.with_name(".seed=0.superseded-1")) == first
+
+
+@pytest.mark.parametrize("trainer", ["joint", "separate"])
+def test_a_new_judge_judges_and_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str) -> None:
+    common = ["scale=smoke", f"outputs={tmp_path}", f"trainer={trainer}", "training.validate_every=0"]
+    if trainer == "joint":
+        common += ["training.evaluate_every=3", "method=sysdpo_psi2"]
+    assert train_in_process(common, monkeypatch) == 0
+    folder = next(tmp_path.glob("table2/smoke/*/seed=0"))
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/**/*") if path.is_file()}
+    assert kept
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+
+    def no_training(*_: Any, **__: Any) -> None:
+        raise AssertionError("a weight would move")
+
+    monkeypatch.setattr("torch.optim.AdamW.step", no_training)
+    assert train_in_process([*common, "judge.temperature=5"], monkeypatch) == 0
+    second = json.loads((folder / "metrics.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert second["wr_chosen"]["value"] != first["wr_chosen"]["value"]
+    assert second["best_step"] == first["best_step"]
+    again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve = [{k: v for k, v in line.items() if not k.startswith("evaluation/")} for line in history]
+    assert again == [line for line in curve if len(line) > 1]  # points of the other judge are gone
+    assert json.loads((folder.parent / ".seed=0.superseded-1" / "metrics.json").read_text()) == first
+
+    assert train_in_process(common, monkeypatch) == 0  # back again: the same figures, the curve with them
+    assert json.loads((folder / "metrics.json").read_text()) == first
+    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == history
