@@ -31,7 +31,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-COMMON = scale=$(SCALE) outputs=$(OUTPUTS)
+COMMON = scale=$(SCALE) "outputs=$(OUTPUTS)"
 PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
 # the rows that are run are no setting of a report, which shows all of them
 REPORTED = $(filter-out method=% seed=%,$(ARGS))
@@ -66,7 +66,7 @@ reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa: reproduc
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
 reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of tables
-	$(RUN) scripts/theory.py outputs=$(OUTPUTS) $(ARGS)
+	$(RUN) scripts/theory.py "outputs=$(OUTPUTS)" $(ARGS)
 
 report-table1:  ## the table and figures of the runs that exist
 report-table2:  ## likewise
@@ -86,10 +86,10 @@ sweep-table1 sweep-table2: sweep-%: $(READY)
 	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 
 dashboard: $(READY)  ## browse the W&B runs under OUTPUTS in the terminal, without an account
-	$(VENV)/bin/wandb leet $(OUTPUTS)/wandb
+	$(VENV)/bin/wandb leet "$(OUTPUTS)/wandb"
 
 wandb-sync: $(READY)  ## upload the offline W&B runs under OUTPUTS (wandb login first)
-	cd $(OUTPUTS) && $(abspath $(VENV))/bin/wandb sync --yes
+	cd "$(OUTPUTS)" && "$(CURDIR)/$(VENV)/bin/wandb" sync --yes
 
 wandb-workspace: $(READY)  ## save a ready W&B workspace for EXPERIMENT=table1|table2 (wandb login first)
 	$(RUN) scripts/wandb_workspace.py experiment=$(or $(filter-out all,$(EXPERIMENT)),table2) $(COMMON) $(ARGS)
@@ -108,11 +108,11 @@ figures: $(READY)  ## the reports of the runs that exist, with the paper's figur
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
 
 CURVES = $(OUTPUTS)/curves
-PICTURES = $(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png $(OUTPUTS)/table2/$(SCALE)/report/figures/figure_8_end.png \
-	$(CURVES)/table2/$(SCALE)/report/figures/figure_7.png
+PICTURES = "$(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png" "$(OUTPUTS)/table2/$(SCALE)/report/figures/figure_8_end.png" \
+	"$(CURVES)/table2/$(SCALE)/report/figures/figure_7.png"
 
 pictures: figures  ## docs/pictures, which the README shows, from the runs that exist; those over training lie in OUTPUTS/curves
-	$(MAKE) figures EXPERIMENT=table2 OUTPUTS=$(CURVES)
+	$(MAKE) figures EXPERIMENT=table2 "OUTPUTS=$(CURVES)"
 	mkdir -p docs/pictures
 	cp $(PICTURES) docs/pictures
 
@@ -123,7 +123,7 @@ ASK ?=
 export ASK
 
 demo: $(READY)  ## an aligned run on your own prompt, before and after: ASK="…" EXPERIMENT=table1|table2 or ALIGNED=folder
-	@$(RUN) scripts/generate.py run=$(ALIGNED) $(if $(ASK),"ask=$$ASK") $(ARGS)
+	@$(RUN) scripts/generate.py "run=$(ALIGNED)" $(if $(ASK),"ask=$$ASK") $(ARGS)
 
 plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: SCALE=paper EXPERIMENT=table1 ARGS="plan.gpu=a100_80gb"
 	@$(foreach e,$(EXPERIMENTS),$(RUN) scripts/plan.py experiment=$(e) $(COMMON) $(ARGS) &&) true
@@ -146,8 +146,8 @@ ON_GPU = training_step updates generation diffusion_step growth
 
 TRIES ?= 6
 
-faults: $(READY)  ## rows at smoke killed, starved of room, their files harmed: what comes of it: TRIES=6
-	$(RUN) scripts/faults.py --tries $(TRIES) --page docs/faults.md
+faults: $(READY)  ## rows at smoke killed, starved of room, their files harmed, bad inputs: TRIES=6 (MINUTES=4: goes on next time)
+	$(RUN) scripts/faults.py --tries $(TRIES) --page docs/faults.md $(if $(MINUTES),--minutes $(MINUTES))
 
 test: $(READY) lint  ## everything but the slow and the GPU tier, a worker a core
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(CORES) --dist loadfile

@@ -104,7 +104,8 @@ def multirun(
         label = _plain(",".join([*(f"{short[key]}={value}" for key, value in values.items()), f"seed={seed}"]))
         overrides = [entry.override for entry in point.values()] + fallback
         if title is not None:
-            overrides.append(f"study='${{experiment}}/${{scale}}/sweeps/{title}'")
+            if "study" not in keys:
+                overrides.append(f"study='${{experiment}}/${{scale}}/sweeps/{title}'")
             if "run_folder" not in keys:
                 overrides.append(f"run_folder='${{table_folder}}/sweeps/{title}/{label}'")
         jobs.setdefault(label, Job(label, tuple(overrides), values))

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures", "contrasts")
 """Who listens, how much at a time, how a report looks: not kept in `config.yaml`."""
 
+TAKEN = ("chosen", "rejected", "row", "levels", "picture")
+"""Columns of data and of samples beside the variables."""
+
 TRAINERS = ("joint", "separate")
 
 
@@ -121,6 +124,12 @@ def check_names(config: DictConfig) -> None:
     """Refuse names that would put results elsewhere than their place, before anything is read or written."""
     for key in ("experiment", "scale", "method.name", "dataset.name"):
         check_file_name(key, OmegaConf.select(config, key))
+    for name in map(str, config.system.get("variables") or {}):
+        if not name.strip() or name in (*TAKEN, *(config.get("metrics") or ())) or name.startswith("reference_"):
+            raise SettingError(
+                f"system.variables: {name!r} cannot name a variable, because rows of data or results have such a "
+                "column; choose another name."
+            )
 
 
 def _heard(config: DictConfig, folder: RunFolder) -> Path | None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from sysdpo.reporting.contrasts import Contrast, make_contrasts
 from sysdpo.reporting.pooling import Cell, pool
 from sysdpo.runs.files import write_json, write_text
 from sysdpo.runs.folder import RunFolder, survey
+from sysdpo.runs.identity import NEITHER, PATHS, changes_nothing
 
 
 @dataclass(frozen=True)
@@ -171,17 +173,16 @@ def _dataset(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, without what the run's seed or a place on the disk decides; `dataset.seed` is the data's."""
+    """Dotted key -> value of what decides numbers, paths in full; not the run's seed (`dataset.seed` is the data's)."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if key == "seed" and prefix != "dataset.":
-            continue
-        if not prefix and key in ("outputs", "table_folder", "run_folder", "data_folder"):
+        if (key == "seed" and prefix != "dataset.") or (not prefix and key in NEITHER):
             continue
         if isinstance(value, Mapping) and value:
             flat |= comparable(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        elif not changes_nothing(prefix.rstrip(".").rpartition(".")[2], str(key)):
+            is_path = key in PATHS and isinstance(value, str) and os.path.exists(value)
+            flat[f"{prefix}{key}"] = os.path.abspath(value) if is_path else value
     return flat
 
 

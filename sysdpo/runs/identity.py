@@ -77,6 +77,12 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: by_content(_decisive(config[key], key), key) for key in known if key in config}
 
 
+def changes_nothing(place: str, key: str) -> bool:
+    """Whether a setting, inside the part of that name, changes no number."""
+    own = f"{place}.{key}"
+    return own in LABELS or (key in WITHOUT_EFFECT and own not in WITH_EFFECT)
+
+
 def by_content(value: Any, key: str = "") -> Any:
     """The same settings, with the content's digest in the place of every path of a file or folder that exists."""
     if isinstance(value, Mapping):
@@ -128,12 +134,7 @@ def _decisive(value: Any, place: str) -> Any:
         return value
     if place in NAMED:  # their keys are names that users give; the order of components decides their seeds
         return {**{key: _decisive(part, "") for key, part in value.items()}, "": list(value)}
-    kept = {key: part for key, part in value.items() if f"{place}.{key}" not in LABELS}
-    return {
-        key: _decisive(part, str(key))
-        for key, part in kept.items()
-        if key not in WITHOUT_EFFECT or f"{place}.{key}" in WITH_EFFECT
-    }
+    return {key: _decisive(part, str(key)) for key, part in value.items() if not changes_nothing(place, str(key))}
 
 
 def _plain(value: Any) -> Any:

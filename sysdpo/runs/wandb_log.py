@@ -1,5 +1,6 @@
 """Weights & Biases beside the run folder: one run a job, offline unless asked otherwise."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,8 @@ import numpy as np
 from sysdpo.errors import SettingError, nearest
 from sysdpo.runs.folder import RunFolder, read_picture
 
+LONGEST = 128
+"""Characters of a name that W&B takes."""
 MODES = ("offline", "online", "disabled")
 
 
@@ -80,7 +83,7 @@ class WandbLogger:
             mode=mode,  # type: ignore[arg-type]
             dir=str(folder),
             group=group,
-            name="/".join(self.files.path.parts[-2:]),
+            name=_short("/".join(self.files.path.parts[-2:])),
             id=run_id,
             resume="allow" if run_id else None,
             tags=list(tags),
@@ -161,6 +164,12 @@ def _started(start: Callable[[], Any], tries: int = 5) -> Any:
     raise AssertionError
 
 
+def _short(name: str) -> str:
+    """At most 128 characters, which is W&B's limit; a digest tells apart what is left out."""
+    digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{digest}"
+
+
 def _artifact_name(name: str) -> str:
     """W&B allows letters, digits, `-`, `_` and `.`, 128 in all; the end of a name tells runs apart."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[-128:]
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[-LONGEST:]

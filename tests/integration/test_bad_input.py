@@ -70,6 +70,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["+sampler.kk=3"], ["sampler: unknown 'kk'; did you mean 'k'? Known: candidates, draw, k"]),
         (["evaluation._target_=sysdpo.evaluation.measures.WinRate"], ["Error loading", "measures.WinRate'"]),
         (["beta=-1"], ["beta=-1"]),
+        (["+system.variables.chosen={role: input}"], ["'chosen' cannot name a variable"]),
+        (["+system.variables.wr_chosen={role: input}"], ["'wr_chosen' cannot name a variable"]),
         (["seed=one"], ["seed=one: must be a whole number, at least 0"]),
         (["curve_rows=0"], ["curve_rows=0"]),
         (["evaluation_batch_size=0"], ["evaluation_batch_size=0"]),
@@ -134,6 +136,7 @@ def test_a_setting_that_a_part_does_not_take_is_a_mistake_what_happens_inside_it
         ),
         ([ROW], [], ["leave nothing of 1 rows"]),
         ([ROW] * 4, ["dataset.validation=0"], ["training.validate_every=2", "dataset.validation"]),
+        ([{**ROW, "x": f"q{i}"} for i in range(8)], ["dataset.evaluation=2"], ["judge: row 0", "'oracle'"]),
     ],
     ids=lambda value: "",
 )

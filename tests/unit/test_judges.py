@@ -27,6 +27,7 @@ from sysdpo.evaluation.judges.base import Judge
 from sysdpo.evaluation.judges.cache import AnnotationCache
 from sysdpo.evaluation.judges.endpoint import ChatEndpoint, _retry_after
 from sysdpo.evaluation.judges.reward_model import RewardModelJudge
+from sysdpo.evaluation.measures import WinRates
 from sysdpo.evaluation.win_rate import is_swapped
 from sysdpo.tasks.verifiable import judge as oracle
 from sysdpo.tasks.verifiable.judge import OracleJudge
@@ -357,3 +358,19 @@ def test_no_config_holds_anything_but_the_name_of_a_key() -> None:
     config = yaml.safe_load((CONF / "alpaca_eval.yaml").read_text(encoding="utf-8"))
     assert config["endpoint"]["api_key_env"] == "OPENAI_API_KEY"
     assert config["assume_yes"] is False
+
+
+def test_rows_that_a_judge_could_not_judge_are_refused_before_anything_is_trained() -> None:
+    rule = json.dumps({"task": [{"check": "sentences", "n": 1}], "gate": []})
+    rows = [{"x": "q", "oracle": rule, "chosen": {"z": "a"}}]
+    ruled = WinRates(OracleJudge(0.1), "z")
+    ruled.check(rows)
+    with pytest.raises(SettingError, match=r"^judge: row 1 has no text in column 'oracle'"):
+        ruled.check([*rows, {"x": "q", "chosen": {"z": "a"}}])
+    with pytest.raises(SettingError, match=r"^oracle="):
+        ruled.check([{**rows[0], "oracle": "42"}])
+    with pytest.raises(SettingError, match=r"^evaluation\.answer=y: row 0 has no chosen value .*\(z\)"):
+        WinRates(None, "y").check(rows)
+    with pytest.raises(SettingError, match=r"^judge: row 0 has no text in column 'x'"):
+        WinRates(RewardModelJudge("anywhere"), "z").check([{"question": "q", "chosen": {"z": "a"}}])
+    WinRates(None, "z").check(rows)

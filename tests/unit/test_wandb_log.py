@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sysdpo.errors import SettingError
-from sysdpo.runs.wandb_log import WandbLogger
+from sysdpo.runs.wandb_log import WandbLogger, _short
 
 wandb = pytest.importorskip("wandb")
 wandb_internal = pytest.importorskip("wandb.proto.wandb_internal_pb2")
@@ -158,3 +158,11 @@ def test_the_workspace_shows_results_training_and_components(monkeypatch: pytest
     monkeypatch.setenv("NETRC", "/no/such/file")
     with pytest.raises(SettingError, match="Log in with `wandb login`"):
         save_workspace(None, "p", "n", {}, [])
+
+
+def test_a_run_s_name_keeps_to_the_limit_of_wandb() -> None:
+    long = [f"{'a=1,' * 60}seed={seed}" for seed in (0, 1)]
+    short = [_short(name) for name in long]
+    assert [len(name) for name in short] == [128, 128]
+    assert short[0] != short[1]
+    assert _short("row/seed=0") == "row/seed=0"

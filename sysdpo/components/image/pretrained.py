@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sysdpo.components.folders import check_finite, loading
 from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.image.conditioning import CaptionEncoder, Clip, HiddenStates
 from sysdpo.components.image.denoising import Bound
@@ -67,11 +68,15 @@ def build_diffusion(
     place = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, place)
     if weights == "random":
-        parts = _random_parts(_architecture(pretrained, architecture or {}), pretrained, image_size, seed, place)
+        with loading("model.architecture", str(pretrained)):
+            parts = _random_parts(_architecture(pretrained, architecture or {}), pretrained, image_size, seed, place)
     elif weights == "pretrained":
         if pretrained is None:
             raise SettingError("model.pretrained is not set: name weights, or set model.weights=random.")
-        parts = _pretrained_parts(pretrained, image_size)
+        with loading("model.pretrained", pretrained):
+            parts = _pretrained_parts(pretrained, image_size)
+        for network in (parts[0], *parts[2].networks().values(), *parts[3].networks().values()):
+            check_finite("model.pretrained", pretrained, network)
     else:
         raise SettingError(f"model.weights={weights!r}: write pretrained or random.")
     unet, scheduler, encoder, codec = parts
@@ -131,12 +136,14 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
 def _load(cls: Any, source: str, part: str, **settings: Any) -> Any:
     try:
         return cls.from_pretrained(source, subfolder=part, **settings)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise SettingError(
             f"model.pretrained={source!r}: its {part} holds weights of another architecture than its config "
             f"({one_line(error, 200)})."
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of safetensors, diffusers, transformers: a part can be broken in many ways
         raise SettingError(
             f"model.pretrained={source!r}: its {part} cannot be read ({one_line(error, 200)}); name a folder in the "
             "layout of a diffusers pipeline."

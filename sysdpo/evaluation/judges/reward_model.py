@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sysdpo.devices import resolve_device
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 from sysdpo.evaluation.judges.base import check_columns, check_rows, check_temperature, preference_from_scores
 from sysdpo.progress import progress
 
@@ -131,11 +131,11 @@ class RewardModelJudge:
                 model, info = AutoModelForSequenceClassification.from_pretrained(
                     self.model, dtype=self.dtype, output_loading_info=True
                 )
-            except (OSError, ValueError) as error:
+            except Exception as error:  # of whatever library reads a broken folder
+                first = one_line(error, 200)
                 raise SettingError(
-                    f"judge.model: cannot load {self.model!r} as a reward model "
-                    f"({str(error).splitlines()[0]}); give a folder or a hub id that can be reached, and log "
-                    "in with `hf auth login` if it is gated."
+                    f"judge.model: cannot load {self.model!r} as a reward model ({first}); give a folder or a "
+                    "hub id that can be reached, and log in with `hf auth login` if it is gated."
                 ) from error
             if info["missing_keys"] or model.config.num_labels != 1:
                 # A language model loads without complaint, with a random head whose preferences are noise.

@@ -5,6 +5,7 @@ the description and to its antonym. No training, but also no calibration: compar
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
+from sysdpo.components.folders import check_finite
 from sysdpo.devices import resolve_device
-from sysdpo.errors import SettingError
+from sysdpo.errors import SettingError, one_line
 from sysdpo.tasks.progression.scorers.scene import Floats, attribute_rows
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -103,12 +105,14 @@ def build_clip_antonym(
 ) -> ClipAntonym:
     """The scorer from a folder in the layout of `save_pretrained`, or a hub id."""
     place = resolve_device(device)
+    source = str(Path(pretrained).expanduser()) if pretrained.startswith("~") else pretrained
     try:
-        model: Any = CLIPModel.from_pretrained(pretrained)
-        tokenizer = AutoTokenizer.from_pretrained(pretrained)
-    except OSError as error:
-        first = str(error).strip().split("\n")[0]
+        model: Any = CLIPModel.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # of whatever library reads a broken folder
+        first = one_line(error, 200)
         raise SettingError(
             f"scorer.pretrained={pretrained!r}: {first}; name a folder that holds a CLIP, or connect to the hub once."
         ) from error
+    check_finite("scorer.pretrained", pretrained, model)
     return ClipAntonym(model.to(place), tokenizer, pairs, temperature, batch_size)

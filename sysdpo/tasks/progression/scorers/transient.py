@@ -1,7 +1,6 @@
 """The paper's scorer: a ResNet-50 that regresses the forty scene attributes (section 5.1)."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from sysdpo.components.folders import check_finite, loading
 from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError, one_line
 from sysdpo.tasks.progression.scorers.scene import Floats, attribute_rows
@@ -91,8 +91,10 @@ def build_transient_resnet50(
             "scripts/assets/train_transient.py, set scorer.checkpoint to a published file, or choose "
             "scorer=clip_antonym."
         )
-    model = ResNetForImageClassification.from_pretrained(str(Path(folder).expanduser()))
-    labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+    with loading("scorer.folder", folder):
+        model = ResNetForImageClassification.from_pretrained(str(Path(folder).expanduser()))
+        labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+    check_finite("scorer.folder", folder, model)
     if labels != ATTRIBUTES and not labels[0].startswith("LABEL_"):
         raise SettingError(
             f"scorer.folder={folder!r}: its outputs are {', '.join(labels[:3])}, … and not the forty attributes."
@@ -117,8 +119,8 @@ def _published(path: Path, sha256: str | None) -> ResNetForImageClassification:
             raise SettingError(f"scorer.checkpoint={str(path)!r}: its sha256 is {digest}, not scorer.sha256={sha256}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first = str(error).strip().split("\n")[0][:120]
+    except Exception as error:  # an unpickler has as many errors as foreign bytes have faces
+        first = one_line(error, 120)
         raise SettingError(f"scorer.checkpoint={str(path)!r}: cannot be read as plain weights ({first}).") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
         raise SettingError(
@@ -127,11 +129,12 @@ def _published(path: Path, sha256: str | None) -> ResNetForImageClassification:
     model = new_resnet50()
     try:
         model.load_state_dict({_renamed(name): value for name, value in content["model"].items()})
-    except RuntimeError as error:
+    except Exception as error:  # names and shapes are whatever the file says
         reason = one_line(error, 200)
         raise SettingError(
             f"scorer.checkpoint={str(path)!r}: is no ResNet-50 with forty outputs ({reason})."
         ) from error
+    check_finite("scorer.checkpoint", str(path), model)
     return model
 
 
