@@ -16,5 +16,5 @@ def test_a_part_that_is_whole_is_built() -> None:
 
 def test_a_part_of_another_kind_is_refused_with_what_it_lacks() -> None:
     config = OmegaConf.create({"evaluation": {"_target_": "sysdpo.training.objectives.Direct"}})
-    with pytest.raises(SettingError, match=r"^evaluation: Direct lacks check, draws, measure, needs_baseline, "):
+    with pytest.raises(SettingError, match=r"^evaluation: Direct lacks draws, measure, needs_baseline, variables; see"):
         built(config, "evaluation", Measure)
