@@ -23,13 +23,12 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_an_edited_file_is_another_run_and_another_spelling_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def run(outputs: str, *more: str) -> str:
-        caplog.clear()
-        with caplog.at_level("INFO"):
-            assert train_in_process([*SMALL, f"outputs={outputs}", *more], monkeypatch) == 0
-        return caplog.text
+        capfd.readouterr()
+        assert train_in_process([*SMALL, f"outputs={outputs}", *more], monkeypatch) == 0
+        return capfd.readouterr().out
 
     monkeypatch.chdir(tmp_path)
     data = write(tmp_path / "my data.jsonl", "good")
