@@ -29,7 +29,8 @@ NEITHER = (
 
 WITHOUT_EFFECT = (
     *("device", "gradient_checkpointing", "share_prefix", "head_on_completions", "remember_reference"),
-    *("trust_remote_code", "batch_size", "micro_batch_size", "checkpoint_every", "keep_checkpoints", "nonfinite"),
+    *("skip_hidden", "fuse_adapters", "trust_remote_code", "batch_size", "micro_batch_size", "draw_batch_size"),
+    *("checkpoint_every", "keep_checkpoints", "nonfinite"),
     *("concurrency", "timeout_s", "max_attempts", "first_wait_s", "longest_wait_s", "longest_retry_after_s"),
     *("api_key_env", "cache_dir", "assume_yes", "characters_per_token"),
     *("dollars_per_million_prompt_tokens", "dollars_per_million_completion_tokens"),
