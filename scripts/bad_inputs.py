@@ -128,7 +128,10 @@ ROWS = st.lists(st.dictionaries(COLUMNS, ANYTHING | TURNS, max_size=5), min_size
 
 
 def take_rows(rows: list[dict[str, Any]]) -> None:
-    variables = {"x": {"role": "input"}, "z": {"role": "final", "component": "psi1", "parents": ["x"]}}
+    variables: dict[str, dict[str, Any]] = {
+        "x": {"role": "input"},
+        "z": {"role": "final", "component": "psi1", "parents": ["x"]},
+    }
     found = understand(rows, SystemGraph(variables, {"psi1": {}}), needs_intermediates=False)
     assert len(found.pairs) + sum(map(len, found.dropped.values())) == len(rows)
 
