@@ -16,7 +16,7 @@ from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 from sysdpo.experiment.build import build_trainable, training_settings
 from sysdpo.graph import Variable
-from sysdpo.planning.rehearsal import counted_tokens
+from sysdpo.planning.rehearsal import counted_tokens, drawn
 from sysdpo.planning.work import Taken
 from sysdpo.planning.workload import Workload
 from sysdpo.runs.folder import read_jsonl
@@ -72,9 +72,9 @@ class Measurement:
         settings = replace(self.settings, steps=steps, batch_size=pairs, micro_batch_size=pairs, **once)
         load_trainable(self.system, self.untrained)  # each measurement is a training of its own
         with tempfile.TemporaryDirectory() as folder:
-            rows = self.made(prompt).pairs(pairs * steps)
-            trainer = Trainer(self.system, self.objective, rows, [], settings, folder)
-            with counted_tokens(self.system) as tokens:
+            made = self.made(prompt)
+            trainer = Trainer(self.system, self.objective, made.pairs(pairs * steps), [], settings, folder)
+            with counted_tokens(self.system) as tokens, drawn(self.objective, made):
                 self.memory.timed(trainer.run)
             peak = self.memory.peak()
             seconds = [row["seconds"] for row in read_jsonl(Path(folder) / "metrics.jsonl")]
@@ -108,8 +108,8 @@ class Measurement:
             repeated = [row for row in rows for _ in range(each)]
             requests = [i for i in range(len(rows)) for _ in range(each)]
             sampler = strategy.draw if strategy is not None else None
-            drawn = system.generate(repeated, range(len(repeated)), sampler, [variable.name], requests)
-            values = [row[variable.name] for row in drawn]
+            found = system.generate(repeated, range(len(repeated)), sampler, [variable.name], requests)
+            values = [row[variable.name] for row in found]
             return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
         draw(given[:1])

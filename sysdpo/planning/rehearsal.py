@@ -97,12 +97,8 @@ def rehearse_update(
         workload: of the pairs, and of the samples that SysDPO-Sampling would have drawn.
     """
     meter, saved = Meter(), Counter[str]()
-    sampled: Any = nullcontext()
-    if isinstance(objective, Sampling):
-        k = objective.strategy.k
-        sampled = patch.object(objective, "draw", lambda _, given, __: workload.samples(given, k))
     networks = [network for name in system.components for network in _networks(system.component(name))]
-    with shapes(*networks), sampled, counted_tokens(system) as tokens, _saved(system, meter, saved):
+    with shapes(*networks), drawn(objective, workload), counted_tokens(system) as tokens, _saved(system, meter, saved):
         for repeat in range(repeats):
             some = workload.pairs(pairs, start=repeat * pairs)
             saved.clear()
@@ -111,6 +107,14 @@ def rehearse_update(
             with meter:
                 preference_loss(objective.compare(system, some, range(pairs)).margin, 0.1).sum().backward()
     return Update(meter, dict(saved), sum(tokens))
+
+
+def drawn(objective: Objective, workload: Workload) -> Any:
+    """Inside, SysDPO-Sampling finds made-up samples in place of drawing its own, which is another phase."""
+    if not isinstance(objective, Sampling):
+        return nullcontext()
+    k = objective.strategy.k
+    return patch.object(objective, "draw", lambda _, given, __: workload.samples(given, k))
 
 
 @contextmanager
