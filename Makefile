@@ -38,7 +38,7 @@ REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-ablations reproduce-theory \
 	report-table1 report-table2 report-table2_roles report-moa \
-	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan check-data \
+	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan fetch check-data \
 	benchmark benchmark-table benchmark-gpu faults test test-slow test-gpu lint clean
 
 help:  ## this list
@@ -127,6 +127,9 @@ demo: $(READY)  ## an aligned run on your own prompt, before and after: ASK="…
 
 plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: SCALE=paper EXPERIMENT=table1 ARGS="plan.gpu=a100_80gb"
 	@$(foreach e,$(EXPERIMENTS),$(RUN) scripts/plan.py experiment=$(e) $(COMMON) $(ARGS) &&) true
+
+fetch: $(READY)  ## download the models and data of EXPERIMENT=table1|table2|all at SCALE=paper; then HF_HUB_OFFLINE=1
+	@$(foreach e,$(EXPERIMENTS),$(RUN) scripts/fetch.py experiment=$(e) $(COMMON) $(ARGS) &&) true
 
 check-data: $(READY)  ## what is understood of a data set: PATH=file or folder (or DATA=…), SCALE=…, ARGS="any Hydra overrides"
 	@$(RUN) scripts/check_data.py $(COMMON) dataset=jsonl $(if $(DATA),"dataset.path=$$DATA") $(ARGS)

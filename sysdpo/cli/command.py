@@ -12,11 +12,12 @@ from typing import Any
 from sysdpo.cli.failures import explain, failed
 from sysdpo.cli.overrides import prepared
 from sysdpo.paths import CONF
+from sysdpo.runs.cluster import is_queued, rendezvous, requeued
 from sysdpo.runs.stopping import Terminated, as_worker, end_workers, is_worker, stoppable
 
 
 def prepare_environment() -> None:
-    """Before torch is loaded: threads that wait instead of spinning, and no model hub unless asked for."""
+    """Before torch is loaded: threads that wait instead of spinning, and who this process is in a Slurm step."""
     for name, value in {
         "OMP_WAIT_POLICY": "passive",  # spin-waiting makes two threads up to 30 times slower on a shared CPU
         "KMP_BLOCKTIME": "0",
@@ -26,10 +27,12 @@ def prepare_environment() -> None:
         "HYDRA_FULL_ERROR": "1",  # errors reach `command` instead of being printed by Hydra
     }.items():
         os.environ.setdefault(name, value)
+    os.environ.update(rendezvous(os.environ))
     # what libraries remark about their own insides: no setting of ours would change it
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|peft|transformers|trl)\.")
     for name in ("diffusers.models.modeling_utils", "transformers.utils.import_utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
 
 
 def command(
@@ -64,7 +67,7 @@ def command(
                 check_config(config)
                 if each_setting_counts and HydraConfig.get().mode == RunMode.RUN:
                     check_effect(HydraConfig.get().overrides.task, [config])
-            with as_worker() if is_worker() else nullcontext():
+            with requeued() if is_queued() else as_worker() if is_worker() else nullcontext():
                 return task(config)
         except Exception as error:
             if is_collected(HydraConfig.get()):

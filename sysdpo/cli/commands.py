@@ -42,6 +42,14 @@ def plan(config: Any) -> None:
 
 
 @command
+def fetch(config: Any) -> None:
+    """download the models and the data set of a run, for a machine without a network"""
+    from sysdpo.experiment.downloads import fetch as download
+
+    print(download(config))
+
+
+@command
 def _check_data(config: Any) -> None:
     from sysdpo.experiment.check_data import check_data as check
 

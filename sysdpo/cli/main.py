@@ -15,6 +15,7 @@ COMMANDS = {
     "train": commands.train,
     "report": commands.report,
     "plan": commands.plan,
+    "fetch": commands.fetch,
     "check-data": commands.check_data,
     "demo": commands.demo,
     "theory": commands.theory,

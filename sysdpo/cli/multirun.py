@@ -11,8 +11,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,8 @@ class StudySweeper(Sweeper):
     def _launch_together(self, batch: Sequence[Job], number: int, failures: dict[str, JobFailed]) -> None:
         """A worker that is killed takes the others with it: they are then done again, each by itself."""
         try:
-            returns = self.launcher.launch([list(job.overrides) for job in batch], initial_job_idx=number)
+            with every_job_reports(self.launcher):
+                returns = self.launcher.launch([list(job.overrides) for job in batch], initial_job_idx=number)
         except BrokenExecutor:
             if len(batch) == 1:
                 failures[batch[0].name] = JobFailed(
@@ -289,6 +291,37 @@ class StudySweeper(Sweeper):
         }
         write_json(folder / "sweep.json", content)
         print(summarise(folder))
+
+
+@contextmanager
+def every_job_reports(launcher: Launcher) -> Iterator[None]:
+    """Inside, a job of submitit's that ends without a result has failed, and hides no other's; elsewhere as it is."""
+    if "BaseSubmititLauncher" not in (each.__name__ for each in type(launcher).__mro__):
+        yield
+        return
+    from submitit.core import core
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    jobs: Any = core.Job
+    results = jobs.results
+
+    def reported(job: Any) -> list[Any]:
+        try:
+            return list(results(job))
+        except (FailedJobError, UncompletedJobError) as error:
+            line = (
+                f"job {job.job_id} ended without a result ({job.state.lower()}), cancelled or killed, mostly for want "
+                f"of memory or time; what it wrote: {job.paths.stderr}. The same command goes on from its checkpoint"
+            )
+            done = JobReturn(status=JobStatus.FAILED)
+            done.return_value = JobFailed(line, True, str(error))
+            return [done]
+
+    jobs.results = reported
+    try:
+        yield
+    finally:
+        jobs.results = results
 
 
 def is_collected(config: Any) -> bool:

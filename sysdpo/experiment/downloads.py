@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import constants
 from omegaconf import DictConfig, OmegaConf
 
-from sysdpo.components.hub import check_available, is_hub_id
+from sysdpo.components.hub import check_available, download, is_hub_id
 from sysdpo.data.files import fetch_rows
 
 EVALUATORS = {"judge": (".RewardModelJudge", "model"), "scorer": (".build_clip_antonym", "pretrained")}
@@ -21,6 +22,26 @@ def check_downloads(config: DictConfig) -> None:
         fetch_rows(
             hub, config.dataset.get("config"), config.dataset.get("split")
         )  # kept on this machine, for `prepare`
+
+
+def fetch(config: DictConfig) -> str:
+    """Download every model and data set that a run of this config would, and say what came; for a machine without a
+    network, onto which the cache is copied or which shares it."""
+    lines, total = [], 0
+    named = dict.fromkeys(hub_models(config), "model.pretrained")
+    named |= {repository: setting for setting, repository in evaluation_models(config).items()}
+    for repository, setting in named.items():
+        files, size = download(repository, setting)
+        total += size
+        lines.append(f"model {repository}: {files} files, {size / 1e9:.1f} GB")
+    if hub := hub_data(config):
+        rows = fetch_rows(hub, config.dataset.get("config"), config.dataset.get("split"))
+        lines.append(f"data set {hub}: {len(rows)} rows")
+    if not lines:
+        return f"experiment={config.experiment} scale={config.scale} needs nothing of the model hub"
+    return "\n".join(
+        [*lines, f"in {constants.HF_HOME}, {total / 1e9:.1f} GB of models: HF_HUB_OFFLINE=1 runs without a network"]
+    )
 
 
 def check_models(config: DictConfig) -> None:

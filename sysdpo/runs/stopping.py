@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, SIGTERM (a scheduler, `kill`) and SIGUSR1 (Slurm, before a job's time is up).
+"""Being asked to stop: Ctrl-C, SIGTERM (a scheduler, `kill`), SIGUSR1 and SIGUSR2 (Slurm, before a job's time is up).
 
 Between two updates a run can be left as it is and gone on with exactly; in the middle of one it cannot. Training
 therefore notes the signal, ends its update, keeps a checkpoint and only then stops. Everything else stops at once: what
@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Terminated(KeyboardInterrupt):
@@ -122,18 +123,45 @@ def as_worker() -> Iterator[None]:
 
 
 def end_workers(patience: float = 25.0) -> None:
-    """Ask joblib's workers to stop, which lets them keep a checkpoint, and end those that do not in time (seconds)."""
+    """Ask the processes that this command started (joblib's, submitit's local ones) to stop, which lets them keep a
+    checkpoint, and end those that do not in time (seconds). Jobs in a cluster's queue stay there."""
     loky = sys.modules.get("joblib.externals.loky.reusable_executor")
     executor = getattr(loky, "_executor", None)
-    processes = list((getattr(executor, "_processes", None) or {}).values())
-    for process in processes:
-        _send(process.pid, signal.SIGTERM)
+    workers = list((getattr(executor, "_processes", None) or {}).values())
+    asked = {worker.pid: signal.SIGTERM for worker in workers}
+    asked |= dict.fromkeys(_local_tasks(os.getpid()), signal.SIGINT)  # which submitit's executor does not start anew
+    for process, number in asked.items():
+        _send(process, number)
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and any(process.is_alive() and _send(process.pid, 0) for process in processes):
+
+    def left() -> list[int]:
+        ended = {worker.pid for worker in workers if not worker.is_alive()}  # asking takes note of those that ended
+        return [process for process in asked if process not in ended and _send(process, 0)]
+
+    while time.monotonic() < deadline and left():
         time.sleep(0.05)
-    for process in processes:
-        if process.is_alive():
-            _send(process.pid, signal.SIGKILL)
+    for process in left():
+        _send(process, signal.SIGKILL)
+
+
+def _local_tasks(process: int) -> list[int]:
+    """The tasks that submitit's local executor runs for a process, where Linux tells them."""
+    return [
+        task
+        for controller in _children(process)
+        if b"submitit.local._local" in _command(controller)
+        for task in _children(controller)
+    ]
+
+
+def _children(process: int) -> list[int]:
+    file = Path(f"/proc/{process}/task/{process}/children")
+    return [int(number) for number in file.read_text().split()] if file.exists() else []
+
+
+def _command(process: int) -> bytes:
+    file = Path(f"/proc/{process}/cmdline")
+    return file.read_bytes() if file.exists() else b""
 
 
 def _send(process: int, number: int) -> bool:
