@@ -42,6 +42,7 @@ ARCHITECTURES = {
     "Qwen/Qwen1.5-1.8B-Chat": "qwen1_5_1_8b",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "stabilityai/stable-diffusion-3.5-medium": "sd35_medium",
 }
 """Hub ids whose published configs (numbers, no weights) ship with this project, in the hub's layout: `weights=random`
 and `make plan` need nothing else."""

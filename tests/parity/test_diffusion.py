@@ -35,7 +35,9 @@ def denoising_error(
     signal = scheduler.alphas_cumprod[t]
     clean = torch.nn.functional.pixel_unshuffle(pixels[None] * 2 - 1, 2)
     noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
-    target = noise if component.prediction_type == "epsilon" else signal.sqrt() * noise - (1 - signal).sqrt() * clean
+    target = (
+        noise if scheduler.config.prediction_type == "epsilon" else signal.sqrt() * noise - (1 - signal).sqrt() * clean
+    )
     conditions = component.captions([caption], torch.device("cpu"), torch.float32)
     return ((unet(noisy, torch.tensor([t]), **conditions).sample - target) ** 2).mean()
 

@@ -63,7 +63,7 @@ NESTED: dict[str, dict[str, Kind]] = {
         ),
         "max_position_embeddings": kind("whole", "null", limits=Limits(1, 10_000_000)),
         "tie_word_embeddings": kind("flag", "null"),
-        "unet": kind("mapping", "null"),
+        **dict.fromkeys(("unet", "transformer"), kind("mapping", "null")),
         "vae": kind("mapping", "null"),
         "scheduler": kind("mapping", "null"),
         "language_model": kind("mapping", "null"),

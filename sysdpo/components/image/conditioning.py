@@ -4,15 +4,20 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Features = dict[str, Tensor]
-"""Of one caption: `encoder_hidden_states` [L, D]; `encoder_attention_mask` [L] where padding is masked; the rest
-are the UNet's `added_cond_kwargs` (SDXL: `text_embeds` [P] and `time_ids` [6])."""
+"""Of one caption: `encoder_hidden_states` [L, D]; `encoder_attention_mask` [L] where padding is masked;
+`pooled_projections` [P] of a transformer; the rest are the UNet's `added_cond_kwargs` (SDXL: `text_embeds` [P] and
+`time_ids` [6])."""
 
+<<<<<<< HEAD
 CONDITIONS = ("encoder_hidden_states", "encoder_attention_mask")
+=======
+CONDITIONS = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
+BATCH = 64
+>>>>>>> adc08ef (Rectified flows: SD3's and FLUX's transformers, with a bound of their own)
 
 
 class CaptionEncoder(Protocol):
@@ -108,7 +113,7 @@ class CachedCaptions:
         self._memory: dict[str, Features] = {}
 
     def __call__(self, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """Keyword arguments of a UNet for N captions."""
+        """Keyword arguments of a denoiser for N captions."""
         if len(self._memory) > self.limit:
             self._memory.clear()
         for caption in captions:
@@ -119,17 +124,3 @@ class CachedCaptions:
         kwargs: dict[str, Any] = {key: stacked[key] for key in CONDITIONS if key in stacked}
         added = {key: value for key, value in stacked.items() if key not in CONDITIONS}
         return {**kwargs, "added_cond_kwargs": added} if added else kwargs
-
-
-def made_up_conditions(unet: UNet2DConditionModel, captions: int, encoder: CaptionEncoder) -> dict[str, Any]:
-    """What that many captions become for the UNet, by its own config; the values are arbitrary."""
-    config: Any = unet.config
-    hidden = torch.empty(captions, encoder.length, config.cross_attention_dim, dtype=unet.dtype)
-    if config.addition_embed_type != "text_time":
-        return {"encoder_hidden_states": hidden}
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    added = {
-        "text_embeds": torch.empty(captions, pooled, dtype=unet.dtype),
-        "time_ids": torch.empty(captions, 6, dtype=unet.dtype),
-    }
-    return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sysdpo.components.image.noise import NoiseProcess
 from sysdpo.errors import SettingError
 from sysdpo.limits import check_fields
 from sysdpo.losses import Reduction
@@ -24,9 +25,9 @@ class Bound:
         strength: fixes beta * T at this number instead, as implementations of Diffusion-DPO do (2500 on a mean).
         beta: the loss's, needed by `strength` and `describe` only.
         reduction: of squared errors over C, h, w. The paper's norm is `sum`; beta must fit: see `describe`.
-        weighting: `uniform`: w_t = 1 on the error of what the UNet predicts (Wallace et al., 2023). `exact`: the
-            weight that makes each term a difference of Gaussian KLs, with the variance beta_t in the reverse process
-            (Ho et al., 2020, eq. 8); exact with reduction=sum.
+        weighting: `uniform`: w_t = 1 on the error of what the denoiser predicts (Wallace et al., 2023; of a flow's
+            velocity, Liu et al., 2025). `exact`: the weight that makes each term a difference of Gaussian KLs, with
+            the forward step's variance in the reverse process (`noise`); exact with reduction=sum.
         draws: draws of (t, noise) an image and update.
     """
 
@@ -48,17 +49,12 @@ class Bound:
             return 1
         return self.num_timesteps if self.num_timesteps is not None else training_steps
 
-    def weight(self, alphas_cumprod: Tensor, t: Tensor, prediction_type: str) -> Tensor:
-        """w_t for timesteps t [N]: [N], fp32."""
+    def weight(self, process: NoiseProcess, t: Tensor) -> Tensor:
+        """w_t for levels t [N]: [N], fp32."""
         scale = self.strength / self.beta if self.strength is not None and self.beta else 1.0
         if self.weighting == "uniform":
             return torch.full(t.shape, scale, device=t.device)
-        signal = alphas_cumprod.double()
-        alpha = signal / torch.cat([signal.new_ones(1), signal[:-1]])
-        weight = (1 - alpha) / (2 * alpha * (1 - signal))  # on the error in noise
-        if prediction_type == "v_prediction":
-            weight = weight * signal  # noise error = alpha-bar * velocity error
-        return (scale * weight).float()[t]
+        return (scale * process.kl_weights()).float().to(t.device)[t]
 
     def describe(self, training_steps: int, latent_shape: tuple[int, int, int]) -> str:
         """The coefficient that the errors meet in the loss, in both of the ways in which it is quoted."""

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
-from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder, made_up_conditions
+from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder
+from sysdpo.components.image.denoisers import Model, denoiser_of
 from sysdpo.components.image.denoising import Bound, mean_by_name
+from sysdpo.components.image.noise import noise_process
 from sysdpo.components.image.pixels import Codec, to_pixels
 from sysdpo.components.text.lora import lora_config
 from sysdpo.components.text.pretrained import shapes_only
@@ -25,16 +23,17 @@ from sysdpo.losses import denoising_log_ratio
 
 
 class Diffusion(Component):
-    """Any text-to-image model of diffusers with a `UNet2DConditionModel`.
+    """Any text-to-image model of diffusers with a `UNet2DConditionModel`, or SD3's or FLUX's transformer.
 
     Args:
         unet: the denoiser; everything else is frozen.
         scheduler: a diffusers scheduler: its noise schedule and prediction type are those of training, its steps
-            those of sampling.
-        encoder: frozen; captions to the UNet's conditions.
+            those of sampling. `FlowMatchEulerDiscreteScheduler` is a rectified flow (`noise`).
+        encoder: frozen; captions to the denoiser's conditions.
         codec: frozen; pixels to latents and back.
         bound: how the log-ratio is estimated.
-        num_inference_steps, guidance_scale: of sampling; a scale of 1 is no guidance.
+        num_inference_steps, guidance_scale: of sampling; a scale of 1 is no guidance. FLUX is told the scale instead,
+            in training too.
         lora: keys of PEFT's `LoraConfig`; None trains all weights, from `trainable(True)` on, against a frozen copy.
         batch_size: images drawn at a time.
         gradient_checkpointing: recompute activations in the backward pass (memory for time).
@@ -46,7 +45,7 @@ class Diffusion(Component):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: Model,
         scheduler: Any,
         encoder: CaptionEncoder,
         codec: Codec,
@@ -63,11 +62,10 @@ class Diffusion(Component):
         self.unet, self.scheduler, self.codec, self.bound = unet, scheduler, codec, bound
         self.captions = CachedCaptions(encoder)
         self.num_inference_steps, self.guidance_scale, self.batch_size = num_inference_steps, guidance_scale, batch_size
-        self.prediction_type = str(scheduler.config.prediction_type)
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise SettingError(f"prediction_type={self.prediction_type!r}: only epsilon and v_prediction are known.")
+        self.kind = denoiser_of(unet)
+        self.process = noise_process(scheduler, self.kind.tokens(unet, codec.latent_shape))
         self.has_lora = lora is not None
-        self._frozen_copy: list[UNet2DConditionModel] = []  # in a list: no submodule, so never trained or saved
+        self._frozen_copy: list[Model] = []  # in a list: no submodule, so never trained or saved
         self._in_reference = False
         self._rehearsing = False
         self._observed: dict[str, list[float]] = {}
@@ -134,19 +132,22 @@ class Diffusion(Component):
 
     def _denoise(self, captions: list[str], latents: Tensor) -> Tensor:
         """Classifier-free guidance along the scheduler's own steps: noise [N, C, h, w] -> latents."""
-        scheduler = copy.deepcopy(self.scheduler)  # some schedulers remember their last steps
-        scheduler.set_timesteps(self.num_inference_steps)
-        guided = self.guidance_scale != 1.0
+        path = self.process.path(self.num_inference_steps, self.kind.sigmas(self.num_inference_steps))
+        guided = self._is_guided
         conditions = self._conditions([*captions, *[""] * len(captions)] if guided else captions)
-        latents = latents.to(self.unet.device) * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            inputs = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-            predicted = self._predict(inputs, t, conditions)  # the UNet takes one t to its own device
+        latents = self.process.start(latents.to(self.unet.device), path)
+        for t in path.timesteps:
+            inputs = self.process.seen(torch.cat([latents, latents]) if guided else latents, t, path)
+            predicted = self._predict(inputs, t, conditions)  # one t, which the denoiser takes to its own device
             if guided:
                 named, unnamed = predicted.chunk(2)
                 predicted = unnamed + self.guidance_scale * (named - unnamed)
-            latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
+            latents = path.step(predicted, t, latents, return_dict=False)[0]
         return latents
+
+    @property
+    def _is_guided(self) -> bool:
+        return self.guidance_scale != 1.0 and not self.kind.guides_itself
 
     def log_prob(self, values: Sequence[Value], parents: Parents) -> Tensor:
         raise SettingError("a diffusion model has no exact likelihood, only a bound on its log-ratio.")
@@ -161,18 +162,18 @@ class Diffusion(Component):
             raise SettingError("the bound on a diffusion model's log-ratio needs one noise seed a row.")
         draws, device = self.bound.draws, self.unet.device
         latents = self._latents(values).to(device).repeat_interleave(draws, 0)  # [B * draws, C, h, w]
-        steps = int(self.scheduler.config.num_train_timesteps)
+        steps = self.process.steps
         drawn = [_draw(seed, draws, steps, self.codec.latent_shape) for seed in noise]
         t = torch.cat([t for t, _ in drawn]).to(device)
         eps = torch.cat([e for _, e in drawn]).to(device)
-        noisy = self.scheduler.add_noise(latents, eps, t)
-        target = eps if self.prediction_type == "epsilon" else self.scheduler.get_velocity(latents, eps, t)
+        noisy, target = self.process.noisy(latents, eps, t), self.process.target(latents, eps, t)
+        times = self.process.times(t)
         conditions = self._conditions([_caption(row) for row in parents for _ in range(draws)])
-        policy_error = (self._predict(noisy, t, conditions) - target) ** 2
+        policy_error = (self._predict(noisy, times, conditions) - target) ** 2
         with torch.no_grad(), self.reference():
-            reference_error = (self._predict(noisy, t, conditions) - target) ** 2
+            reference_error = (self._predict(noisy, times, conditions) - target) ** 2
         self._observe(noise, t.cpu(), policy_error.detach(), reference_error)
-        weight = self.bound.weight(self.scheduler.alphas_cumprod.to(device), t, self.prediction_type)
+        weight = self.bound.weight(self.process, t)
         ratio = denoising_log_ratio(
             policy_error, reference_error, self.bound.timesteps(steps), self.bound.reduction, weight
         )
@@ -183,28 +184,22 @@ class Diffusion(Component):
         return {name: sum(values) / len(values) for name, values in sorted(observed.items())}
 
     def describe(self) -> str:
-        return self.bound.describe(int(self.scheduler.config.num_train_timesteps), self.codec.latent_shape)
+        return self.bound.describe(self.process.steps, self.codec.latent_shape)
 
     def save(self, folder: str) -> None:
         """A LoRA in the layout of `load_lora_weights`; fully trained weights in that of `from_pretrained`."""
         if not self.has_lora:
-            self.unet.save_pretrained(str(Path(folder) / "unet"))
+            self.unet.save_pretrained(str(Path(folder) / self.kind.part))
             return
-        StableDiffusionLoraLoaderMixin.save_lora_weights(
-            folder,
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet)),
-            unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),
-        )
+        self.kind.save_lora(self.unet, folder)
 
     def restore(self, folder: str) -> None:
         if not self.has_lora:
             self.trainable(True)  # the reference is kept before it is left
-            trained = UNet2DConditionModel.from_pretrained(str(Path(folder) / "unet"))
+            trained = type(self.unet).from_pretrained(str(Path(folder) / self.kind.part))
             self.unet.load_state_dict(trained.state_dict())
             return
-        state, *_ = StableDiffusionLoraLoaderMixin.lora_state_dict(folder)
-        of_unet = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
-        set_peft_model_state_dict(self.unet, convert_unet_state_dict_to_peft(of_unet))
+        self.kind.restore_lora(self.unet, folder)
 
     # ---- what a plan and a benchmark ask: latents and features of captions are remembered, so they cost nothing ----
 
@@ -217,7 +212,7 @@ class Diffusion(Component):
         return self.batch_size
 
     def networks(self) -> dict[str, torch.nn.Module]:
-        return {"unet": self.unet, **self.codec.networks(), **self.captions.encoder.networks()}
+        return {self.kind.part: self.unet, **self.codec.networks(), **self.captions.encoder.networks()}
 
     def frozen_copies(self) -> list[torch.nn.Module]:
         return list(self._frozen_copy)
@@ -235,7 +230,7 @@ class Diffusion(Component):
 
     def drawing(self, n: int, prompt: int) -> Iterator[int]:
         """A denoising step, whose batch guidance doubles, and the decoder."""
-        seen = 2 * n if self.guidance_scale != 1.0 else n
+        seen = 2 * n if self._is_guided else n
         noisy, t = torch.empty(seen, *self.codec.latent_shape), torch.zeros(seen, dtype=torch.long)
         self._predict(noisy, t, self._conditions([""] * seen))
         yield self.num_inference_steps
@@ -252,17 +247,16 @@ class Diffusion(Component):
 
     def _conditions(self, captions: Sequence[str]) -> dict[str, Any]:
         if self._rehearsing:
-            return made_up_conditions(self.unet, len(captions), self.captions.encoder)
+            return self.kind.made_up(self.unet, len(captions), self.captions.encoder.length)
         return self.captions(captions, self.unet.device, self.unet.dtype)
 
     def _predict(self, noisy: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> Tensor:
-        """What the UNet predicts at steps t, [N] or one for all: [N, C, h, w], fp32."""
-        return self.unet(noisy.to(self.unet.dtype), t, **conditions, return_dict=False)[0].float()
+        """What the denoiser predicts at times t, [N] or one for all: [N, C, h, w], fp32."""
+        return self.kind.predict(self.unet, noisy.to(self.unet.dtype), t, conditions, self.guidance_scale).float()
 
     def _observe(self, seeds: Sequence[int], t: Tensor, policy_error: Tensor, reference_error: Tensor) -> None:
         means = [error.mean(dim=(1, 2, 3)).view(len(seeds), -1).cpu() for error in (policy_error, reference_error)]
-        steps = int(self.scheduler.config.num_train_timesteps)
-        for name, value in mean_by_name(seeds, t.view(len(seeds), -1), means[0], means[1], steps):
+        for name, value in mean_by_name(seeds, t.view(len(seeds), -1), means[0], means[1], self.process.steps):
             self._observed.setdefault(name, []).append(value)
 
 
@@ -276,8 +270,8 @@ def _draw(seed: int, draws: int, steps: int, shape: tuple[int, ...]) -> tuple[Te
     return torch.randint(0, steps, (draws,), generator=generator), torch.randn(draws, *shape, generator=generator)
 
 
-def _add_lora(unet: UNet2DConditionModel, lora: Mapping[str, Any], seed: int) -> None:
-    """Low-rank adapters in fp32 on a frozen UNet."""
+def _add_lora(unet: Model, lora: Mapping[str, Any], seed: int) -> None:
+    """Low-rank adapters in fp32 on a frozen denoiser."""
     config = lora_config(lora)
     with torch.random.fork_rng(devices=[]), shapes_only(unet.device):
         torch.manual_seed(seed)

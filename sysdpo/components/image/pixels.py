@@ -169,6 +169,7 @@ class Autoencoder:
         side = image_size // 2 ** (len(config.block_out_channels) - 1)
         self.latent_shape = (int(config.latent_channels), side, side)
         self.scale = float(config.scaling_factor)  # brings latents to unit variance
+        self.shift = float(config.shift_factor or 0.0)  # and, of some, to mean zero
         self._memory: dict[bytes, Tensor] = {}
 
     @torch.no_grad()
@@ -179,13 +180,14 @@ class Autoencoder:
         missing = {key: p for key, p in zip(keys, pixels, strict=True) if key not in self._memory}
         for part in _parts(list(missing), self.batch_size):
             images = torch.stack([missing[key] for key in part]).to(self.vae.device, self.vae.dtype)
-            latents = self.vae.encode(images * 2 - 1).latent_dist.mode() * self.scale
+            latents = self.vae.encode(images * 2 - 1).latent_dist.mode()
+            latents = (latents - self.shift) * self.scale
             self._memory.update(zip(part, latents.float().cpu(), strict=True))
         return torch.stack([self._memory[key] for key in keys])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        parts = (latents / self.scale).to(self.vae.device, self.vae.dtype).split(self.batch_size)
+        parts = (latents / self.scale + self.shift).to(self.vae.device, self.vae.dtype).split(self.batch_size)
         return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) / 2 + 0.5 for part in parts])
 
     def networks(self) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""Loading a text-to-image model: the scene model that ships with this project, Stable Diffusion 1.x, or XL."""
+"""Loading a text-to-image model: the scene model that ships with this project, Stable Diffusion 1.x, XL, 3, or FLUX."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file
 from transformers import (
@@ -24,9 +25,12 @@ from transformers import (
 from sysdpo.components.folders import check_finite, loading
 from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.image.conditioning import CaptionEncoder, Clip, HiddenStates
+from sysdpo.components.image.denoisers import Model
 from sysdpo.components.image.denoising import Bound
 from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.image.joint_text import ClipAndT5
 from sysdpo.components.image.pixels import Autoencoder, Codec, PatchComponents, PixelUnshuffle
+from sysdpo.components.image.transformer_parts import pretrained_parts, random_parts
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import Weights, resolve_dtype, shapes_only
 from sysdpo.components.weights import architecture_folder, pretrained_folder
@@ -37,7 +41,7 @@ from sysdpo.paths import ASSETS
 SHIPPED = {name: ASSETS / name for name in ("scene_diffusion", "mini_scene_strong", "mini_scene_weak")}
 """Weights in the repository, each with a `card.md` and the script that made them."""
 
-Parts = tuple[UNet2DConditionModel, Any, CaptionEncoder, Codec]
+Parts = tuple[Model, Any, CaptionEncoder, Codec]
 
 
 def build_diffusion(
@@ -62,7 +66,8 @@ def build_diffusion(
         weights: `random` keeps the architecture of `pretrained` and draws the weights from `seed`; of the paper's
             models it needs no file and no network. Without `pretrained` it builds `architecture` alone.
         architecture: of random weights: `unet`, `scheduler`, `vae` or `pixel_unshuffle`, and `text_encoders` (a list
-            of CLIP configs) or `language_model` with `max_length`; what is not None replaces what `pretrained` has.
+            of CLIP configs) or `language_model` with `max_length`; with a `transformer` (`_class_name` in it), the
+            configs of its pipeline's CLIP and T5 encoders; what is not None replaces what `pretrained` has.
         image_size: height and width; null takes the model's own.
     """
     place = resolve_device(device)
@@ -92,7 +97,7 @@ def build_diffusion(
 
 def _place(encoder: CaptionEncoder, codec: Codec, device: torch.device, dtype: torch.dtype) -> None:
     """Clip and VAE follow the UNet's precision; hidden states stay in fp32, which the scene model was trained on."""
-    if isinstance(encoder, Clip):
+    if isinstance(encoder, Clip | ClipAndT5):
         for _, model in encoder.encoders:
             model.to(device, dtype)
     elif isinstance(encoder, HiddenStates):
@@ -111,6 +116,8 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
         source = str(folder)
     elif is_hub_id(source):
         check_available(source)
+    if _has_transformer(source):
+        return pretrained_parts(source, image_size, _load)
     unet = _load(UNet2DConditionModel, source, "unet", low_cpu_mem_usage=False)
     scheduler = _load(DDIMScheduler, source, "scheduler")
     if (folder / "text.json").is_file():
@@ -131,6 +138,16 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
         names.append(("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection))
     encoders = [(_load(AutoTokenizer, source, tokenizer), _load(cls, source, name)) for tokenizer, name, cls in names]
     return unet, scheduler, Clip(encoders, size), Autoencoder(vae, size)
+
+
+def _has_transformer(source: str) -> bool:
+    """Whether a pipeline's denoiser is one: its folder, or its index on the hub, says so."""
+    if Path(source).expanduser().is_dir():
+        return (Path(source).expanduser() / "transformer").is_dir()
+    try:
+        return "transformer" in DiffusionPipeline.load_config(source)
+    except (OSError, ValueError):  # parts alone were fetched
+        return False
 
 
 def _load(cls: Any, source: str, part: str, **settings: Any) -> Any:
@@ -155,14 +172,20 @@ def _architecture(pretrained: str | None, changes: Mapping[str, Any]) -> dict[st
     if pretrained is None:
         return dict(changes)
     folder = architecture_folder(pretrained) or Path(pretrained).expanduser()
-    names = {"unet": "unet/config.json", "vae": "vae/config.json", "scheduler": "scheduler/scheduler_config.json"}
-    encoders = [f / "config.json" for name in ("text_encoder", "text_encoder_2") if (f := folder / name).is_dir()]
+    denoiser = "transformer" if (folder / "transformer").is_dir() else "unet"
+    names = {part: f"{part}/config.json" for part in (denoiser, "vae")}
+    names["scheduler"] = "scheduler/scheduler_config.json"
+    encoders = [f / "config.json" for number in ("", "_2", "_3") if (f := folder / f"text_encoder{number}").is_dir()]
     if not encoders or not all((folder / name).is_file() for name in names.values()):
         raise SettingError(
             f"model.weights=random: the architecture of {pretrained!r} is neither shipped nor in a folder so named; "
             "set model.pretrained=null and describe it in model.architecture."
         )
     shape: dict[str, Any] = {part: _config(folder / name) for part, name in names.items()}
+    if denoiser == "transformer":  # of which there are kinds
+        shape[denoiser]["_class_name"] = json.loads((folder / names[denoiser]).read_text(encoding="utf-8"))[
+            "_class_name"
+        ]
     shape["text_encoders"] = [_config(path) for path in encoders]
     for part, change in changes.items():
         if isinstance(change, Mapping):
@@ -182,6 +205,8 @@ def _config(path: Path) -> dict[str, Any]:
 def _random_parts(
     architecture: dict[str, Any], pretrained: str | None, image_size: int | None, seed: int, place: torch.device
 ) -> Parts:
+    if "transformer" in architecture:
+        return random_parts(architecture, pretrained, image_size, seed, place)
     scheduler = DDIMScheduler.from_config(architecture["scheduler"])
     with torch.random.fork_rng(devices=[]), shapes_only(place):
         torch.manual_seed(seed)
