@@ -10,14 +10,16 @@ from sysdpo.paths import CONF
 from sysdpo.system import CompoundSystem
 
 SYSTEMS = sorted(path.stem for path in (CONF / "system").glob("*.yaml"))
-TEXT_SYSTEMS = [name for name in SYSTEMS if name != "llm_diffusion"]
+PICTURES = {"llm_diffusion": [], "picture_critic": ["model@critic=tiny_vlm"]}
+"""Systems with pictures, and what they need beside their experiment."""
+TEXT_SYSTEMS = [name for name in SYSTEMS if name not in PICTURES]
 
 
 def compose_system(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The whole config with this system at scale=smoke; the one with images comes with its experiment."""
-    extra = ["experiment=table1"] if name == "llm_diffusion" else []
+    """The whole config with this system at scale=smoke; those with images come with their experiment."""
+    first, then = (["experiment=table1"], PICTURES[name]) if name in PICTURES else ([], [])
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", ["scale=smoke", "device=cpu", *extra, f"system={name}", *overrides])
+        return compose("config", ["scale=smoke", "device=cpu", *first, f"system={name}", *then, *overrides])
 
 
 def build(name: str, overrides: Sequence[str] = ()) -> CompoundSystem:

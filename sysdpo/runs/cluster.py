@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from sysdpo.errors import SettingError
 from sysdpo.runs.stopping import Terminated, stoppable
 
 PORTS = range(15_000, 30_000)
@@ -68,6 +69,9 @@ def requeued(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """A job of submitit's: SIGTERM, SIGUSR1 and submitit's own signal let it stop where it can go on, and requeue it.
 
     SIGINT, and a signal that Slurm sends because somebody cancelled the job, end it for good.
+
+    Raises:
+        SettingError: it may not be requeued again.
     """
     import submitit
 
@@ -84,7 +88,13 @@ def requeued(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
         if job.global_rank:  # rank 0 does it for all; to go before it has would end the step on some clusters
             time.sleep(PATIENCE if environment["SUBMITIT_EXECUTOR"] == "slurm" else 0.0)
             sys.exit(stop.status)
-        requeue(stop.number, None)  # submitit's handler: it writes the submission anew, requeues and exits
+        try:
+            requeue(stop.number, None)  # submitit's handler: it writes the submission anew, requeues and exits
+        except Exception as error:
+            raise SettingError(
+                f"the job was told to stop and not put back into the queue ({error}); hydra.launcher.max_num_timeout "
+                "says how often it may run out of time. The same command goes on from its checkpoint."
+            ) from error
 
 
 def _is_ending(environment: Mapping[str, str]) -> bool:

@@ -155,7 +155,7 @@ def test_the_average_bound_is_the_difference_of_gaussian_kls(prediction_type: st
     """In one dimension: sum_t E_{z_t | z_0} [KL(q || p_ref) - KL(q || p)], integrated by Gauss-Hermite quadrature."""
     steps, slopes, shifts, z0 = 8, (0.6, 0.3), (0.2, -0.1), 0.4
     scheduler = DDIMScheduler(num_train_timesteps=steps, beta_start=0.02, beta_end=0.3, prediction_type=prediction_type)
-    bound = Bound(reduction="sum", weighting="exact", draws=20_000)
+    bound = Bound(reduction="sum", weighting="exact", draws=10_000)
     component = Diffusion(Line(slopes[1], shifts[1]), scheduler, NoCaptions(), OneNumber(), bound=bound)  # type: ignore[arg-type]
     component.trainable(True)
     with torch.no_grad():

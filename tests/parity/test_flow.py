@@ -153,7 +153,7 @@ def test_the_average_bound_of_a_flow_is_the_difference_of_gaussian_kls() -> None
     """In one dimension: sum_t E_{x_t | x_0} [KL(q || p_ref) - KL(q || p)], q by Bayes' rule, by quadrature."""
     steps, slopes, shifts, x0 = 8, (0.6, 0.3), (0.2, -0.1), 0.4
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=2.0)
-    bound = Bound(reduction="sum", weighting="exact", draws=20_000)
+    bound = Bound(reduction="sum", weighting="exact", draws=10_000)
     component: Any = Diffusion(Line(slopes[1], shifts[1]), scheduler, NoCaptions(), OneNumber(), bound=bound)  # type: ignore[arg-type]
     component.trainable(True)
     with torch.no_grad():

@@ -1,8 +1,14 @@
-"""Who the processes of a Slurm step are to torch: values by hand."""
+"""Who the processes of a Slurm step are to torch, values by hand; and who is requeued when told to stop."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from sysdpo.runs.cluster import first_host, rendezvous
+from sysdpo.errors import SettingError
+from sysdpo.runs.cluster import first_host, rendezvous, requeued
 
 STEP = {
     "SLURM_JOB_ID": "15007",
@@ -77,3 +83,70 @@ def test_tasks_of_the_local_executor_meet_on_this_machine() -> None:
 )
 def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+# ---- told to stop --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Signals with which submitit's own handler, which requeues, was called; inside a job of its local executor."""
+    local = {"LOCAL_JOB_ID": "7", "LOCAL_NTASKS": "2", "LOCAL_GLOBALID": "0", "EXECUTOR": "local"}
+    for name, value in local.items():
+        monkeypatch.setenv(f"SUBMITIT_{name}", value)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    calls: list[int] = []
+
+    def requeue(number: int, _: object) -> None:
+        calls.append(number)
+        raise SystemExit(144)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    yield calls
+    signal.signal(signal.SIGUSR2, before)
+
+
+def status(number: signal.Signals) -> object:
+    """The exit status of a job that gets the signal."""
+    with pytest.raises(SystemExit) as ended, requeued():
+        os.kill(os.getpid(), number)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_job_told_to_stop_is_requeued_by_submitit(asked: list[int], number: signal.Signals) -> None:
+    assert status(number) == 144
+    assert asked == [number]
+
+
+def test_an_interrupted_job_ends_for_good(asked: list[int]) -> None:
+    assert status(signal.SIGINT) == 130
+    assert asked == []
+
+
+def test_the_first_rank_requeues_for_all(asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_LOCAL_GLOBALID", "1")
+    assert status(signal.SIGUSR2) == 128 + signal.SIGUSR2
+    assert asked == []
+
+
+@pytest.mark.parametrize(("state", "requeues"), [("RUNNING", 1), ("CANCELLED", 0), ("TIMEOUT", 0)])
+def test_a_job_that_slurm_has_given_up_stays_so(
+    asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, requeues: int
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\n[ "$*" = "show job 12" ] && echo "   JobState={state} Reason=None"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert status(signal.SIGTERM) == (144 if requeues else 143)
+    assert len(asked) == requeues
+
+
+def test_a_job_whose_time_was_up_too_often_says_so(asked: list[int]) -> None:
+    def refuse(number: int, _: object) -> None:
+        raise RuntimeError("timed-out too many times")
+
+    signal.signal(signal.SIGUSR2, refuse)
+    with pytest.raises(SettingError, match=r"too many times.*max_num_timeout"), requeued():
+        os.kill(os.getpid(), signal.SIGUSR2)

@@ -138,6 +138,11 @@ class TextCodec:
         self._ids = lru_cache(maxsize=65_536)(self.template.text_ids)
         self._prompts = lru_cache(maxsize=65_536)(self._tokenize)
 
+    def ends_with(self, token: int) -> None:
+        """An answer ends with this token, beside those that end a generation already."""
+        self.eos_token_id = token
+        self.stop_token_ids = tuple(dict.fromkeys([token, *self.stop_token_ids]))
+
     def _tokenize(self, turns: tuple[tuple[str, str], ...]) -> tuple[int, ...]:
         return self.template.prompt_ids([{"role": r, "content": c} for r, c in turns], self.prompt.prefix)
 
