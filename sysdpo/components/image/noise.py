@@ -138,7 +138,7 @@ class RectifiedFlow:
 
     def __init__(self, scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> None:
         self.scheduler: Any = scheduler
-        config = self.scheduler.config
+        config: Any = self.scheduler.config
         if config.invert_sigmas or config.shift_terminal or config.stochastic_sampling:
             raise SettingError(
                 "scheduler: a flow with invert_sigmas, shift_terminal or stochastic_sampling is not known."

@@ -98,8 +98,9 @@ def build_diffusion(
 def _place(encoder: CaptionEncoder, codec: Codec, device: torch.device, dtype: torch.dtype) -> None:
     """Clip and VAE follow the UNet's precision; hidden states stay in fp32, which the scene model was trained on."""
     if isinstance(encoder, Clip | ClipAndT5):
-        for _, model in encoder.encoders:
-            model.to(device, dtype)
+        each: Any
+        for _, each in encoder.encoders:
+            each.to(device, dtype)
     elif isinstance(encoder, HiddenStates):
         encoder.model.to(device)
     if isinstance(codec, Autoencoder):

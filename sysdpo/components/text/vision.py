@@ -58,7 +58,7 @@ class VisionLanguageModel(LanguageModel):
                 "model.pretrained: its processor has no chat template; choose an instruction-tuned model."
             )
         tokenizer.chat_template = None  # the processor's, which knows pictures, is the one that is asked
-        plain = {"share_prefix": False, "head_on_completions": False, "remember_reference": False}
+        plain: dict[str, Any] = {"share_prefix": False, "head_on_completions": False, "remember_reference": False}
         super().__init__(model, tokenizer, prompt, **plain, **settings)
         self._control = [token for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} if token]
         self.codec.ends_with(self._end())
@@ -242,7 +242,7 @@ def build_vision_language_model(
     """
     place = resolve_device(device)
     changes = {key: value for key, value in (architecture or {}).items() if value is not None}
-    form = {"dtype": resolve_dtype(dtype, place)}
+    form: dict[str, Any] = {"dtype": resolve_dtype(dtype, place)}
     if pretrained is None:
         if weights != "random":
             raise SettingError("model.pretrained is not set: name weights, or set model.weights=random.")
@@ -258,9 +258,10 @@ def build_vision_language_model(
             torch.manual_seed(seed)
             model = AutoModelForImageTextToText.from_config(config, **form)
     else:
-        with loading("model.pretrained", str(pretrained)):
-            model = AutoModelForImageTextToText.from_pretrained(pretrained, config=config, **form)
-        check_finite("model.pretrained", str(pretrained), model)
+        source = str(pretrained)
+        with loading("model.pretrained", source):
+            model = AutoModelForImageTextToText.from_pretrained(source, config=config, **form)
+        check_finite("model.pretrained", source, model)
     user = prompt["user"] if isinstance(prompt["user"], str) else tuple(prompt["user"])
     asked = Prompt(user, prompt.get("system"), prefix=prompt.get("prefix") or "")
     return VisionLanguageModel(model.to(place).eval(), processor, asked, seed=seed, **settings)
@@ -276,7 +277,7 @@ def _llava(architecture: Mapping[str, Any]) -> tuple[Any, Any]:
     tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     text = {"vocab_size": len(tokenizer), **tokens, **architecture["text_config"]}
     vision = dict(architecture["vision_config"])
-    image = int(tokenizer.convert_tokens_to_ids("<image>"))
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
     config = AutoConfig.for_model("llava", text_config=text, vision_config=vision, image_token_index=image)
     size = {"height": vision["image_size"], "width": vision["image_size"]}
     processor = LlavaProcessor(
