@@ -144,9 +144,8 @@ class OneNumber:
 
 
 class NoCaptions:
-    def encode(self, captions: Any) -> Any:
-        nothing = {"encoder_hidden_states": torch.zeros(1, 1)}
-        return nothing if isinstance(captions, str) else [nothing for _ in captions]
+    def encode(self, caption: str) -> dict[str, torch.Tensor]:
+        return {"encoder_hidden_states": torch.zeros(1, 1)}
 
 
 def test_the_average_bound_of_a_flow_is_the_difference_of_gaussian_kls() -> None:

@@ -12,12 +12,7 @@ Features = dict[str, Tensor]
 `pooled_projections` [P] of a transformer; the rest are the UNet's `added_cond_kwargs` (SDXL: `text_embeds` [P] and
 `time_ids` [6])."""
 
-<<<<<<< HEAD
-CONDITIONS = ("encoder_hidden_states", "encoder_attention_mask")
-=======
 CONDITIONS = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
-BATCH = 64
->>>>>>> adc08ef (Rectified flows: SD3's and FLUX's transformers, with a bound of their own)
 
 
 class CaptionEncoder(Protocol):

@@ -44,10 +44,7 @@ class ClipAndT5:
         return {f"text_encoder_{i}": model for i, (_, model) in enumerate(self.encoders, 1)}
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> list[Features]:
-        return [self._encode(caption) for caption in captions]
-
-    def _encode(self, caption: str) -> Features:
+    def encode(self, caption: str) -> Features:
         lengths = [model.config.max_position_embeddings for _, model in self.clips]
         outputs = [_run(*clip, caption, n) for clip, n in zip(self.clips, lengths, strict=True)]
         states = torch.zeros(self.t5_length, self.width)
