@@ -38,7 +38,8 @@ REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-ablations reproduce-theory \
 	report-table1 report-table2 report-table2_roles report-moa \
-	sweep-table1 sweep-table2 figures pictures demo dashboard wandb-sync wandb-workspace docs draw-systems plan fetch check-data \
+	sweep-table1 sweep-table2 figures pictures demo evaluate dashboard wandb-sync wandb-workspace docs draw-systems plan \
+	fetch rehearse check-data \
 	benchmark benchmark-table benchmark-gpu faults test test-slow test-gpu lint clean
 
 help:  ## this list
@@ -124,6 +125,17 @@ export ASK
 
 demo: $(READY)  ## an aligned run on your own prompt, before and after: ASK="…" EXPERIMENT=table1|table2 or ALIGNED=folder
 	@$(RUN) scripts/generate.py "run=$(ALIGNED)" $(if $(ASK),"ask=$$ASK") $(ARGS)
+
+FOLDER ?= $(ALIGNED)
+STEP ?=
+
+evaluate: $(READY)  ## judge a checkpoint that a run has kept, for the curves over training: FOLDER=run STEP=55
+	$(RUN) scripts/evaluate.py run=$(FOLDER) $(if $(STEP),step=$(STEP)) $(ARGS)
+
+REHEARSED = $(if $(filter all,$(EXPERIMENT)),table1 table2 moa,$(EXPERIMENT))
+
+rehearse: $(READY)  ## scale=paper from end to end on any machine, with everything small: EXPERIMENT=table1|table2|moa|all
+	$(foreach e,$(REHEARSED),$(RUN) scripts/rehearse.py rehearsal=$(e) outputs=$(OUTPUTS)/rehearsal $(ARGS) &&) true
 
 plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: SCALE=paper EXPERIMENT=table1 ARGS="plan.gpu=a100_80gb"
 	@$(foreach e,$(EXPERIMENTS),$(RUN) scripts/plan.py experiment=$(e) $(COMMON) $(ARGS) &&) true

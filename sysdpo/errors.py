@@ -16,6 +16,13 @@ class SettingError(ValueError):
     """
 
 
+class Unserved(SettingError):
+    """Data that hold too little for what was asked of them, such as SysDPO-Direct without intermediates.
+
+    Of the rows of a table, one that its data cannot serve is named in the report, and the others go on.
+    """
+
+
 class TooLong(SettingError):
     """A prompt that does not fit into a model's context."""
 

@@ -41,6 +41,14 @@ def plan(config: Any) -> None:
     print(render(make_plan(config), config))
 
 
+@partial(command, config_name="rehearse")
+def rehearse(config: Any) -> None:
+    """the paper scale from end to end on this machine, with everything small"""
+    from sysdpo.rehearsal.run import rehearse as carry_out
+
+    print(carry_out(config))
+
+
 @command
 def fetch(config: Any) -> None:
     """download the models and the data set of a run, for a machine without a network"""
@@ -74,6 +82,14 @@ def theory(config: Any) -> None:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     folder = Path(settings.pop("outputs")) / "theory" / "report"
     print(run_theory(TheorySettings(**settings), folder).read_text(encoding="utf-8"))
+
+
+@partial(command, config_name="evaluate")
+def evaluate(config: Any) -> None:
+    """judge a checkpoint that a run has kept: step=55"""
+    from sysdpo.experiment.kept import evaluate_kept
+
+    print(evaluate_kept(config))
 
 
 @partial(command, config_name="generate")

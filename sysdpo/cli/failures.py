@@ -2,9 +2,9 @@
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from sysdpo.errors import one_line
+from sysdpo.errors import SettingError, Unserved, nearest, one_line
 from sysdpo.paths import CONF
 from sysdpo.runs.files import no_place
 
@@ -15,18 +15,20 @@ class JobFailed(Exception):
     Args:
         line: what the user should read; `is_mistake`: a setting is wrong (exit status 2), not a bug (1).
         details: the traceback.
+        is_unserved: the data lack what this one job asks of them (`Unserved`).
     """
 
-    def __init__(self, line: str, is_mistake: bool, details: str) -> None:
-        super().__init__(line, is_mistake, details)
-        self.line, self.is_mistake, self.details = line, is_mistake, details
+    def __init__(self, line: str, is_mistake: bool, details: str, is_unserved: bool = False) -> None:
+        super().__init__(line, is_mistake, details, is_unserved)
+        self.line, self.is_mistake, self.details, self.is_unserved = line, is_mistake, details, is_unserved
 
 
 def failed(error: Exception) -> JobFailed:
     """What is passed on of a job's exception."""
     line = explain(error)
     details = "".join(traceback.format_exception(error))
-    return JobFailed(line or f"{type(error).__name__}: {one_line(error)}", line is not None, details)
+    line_or_name = line or f"{type(error).__name__}: {one_line(error)}"
+    return JobFailed(line_or_name, line is not None, details, any(isinstance(e, Unserved) for e in _causes(error)))
 
 
 def explain(error: BaseException) -> str | None:
@@ -40,14 +42,11 @@ def explain(error: BaseException) -> str | None:
         OmegaConfBaseException,
     )
 
-    from sysdpo.errors import SettingError, nearest
     from sysdpo.graph import GraphError
 
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, SettingError | GraphError):
             return one_line(cause)
-        cause = cause.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         extra = "; pip install 'sysdpo[launchers]' adds joblib and submitit" if group == "hydra/launcher" else ""
@@ -67,6 +66,13 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException):
         return _wrong_part(error)
     return one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and those it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _nobody_chose(error: Exception) -> str:

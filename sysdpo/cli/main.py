@@ -14,8 +14,10 @@ from sysdpo.errors import nearest
 COMMANDS = {
     "train": commands.train,
     "report": commands.report,
+    "evaluate": commands.evaluate,
     "plan": commands.plan,
     "fetch": commands.fetch,
+    "rehearse": commands.rehearse,
     "check-data": commands.check_data,
     "demo": commands.demo,
     "theory": commands.theory,

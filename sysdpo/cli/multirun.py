@@ -33,6 +33,7 @@ from sysdpo.cli.schema.effect import check_effect
 from sysdpo.errors import SettingError
 from sysdpo.reporting.sweeps import summarise
 from sysdpo.runs.files import write_json, write_text
+from sysdpo.runs.folder import RunFolder
 
 TARGET = "hydra_plugins.sysdpo.StudySweeper"
 """The name by which `conf/hydra/sweeper/study.yaml` asks for the sweeper."""
@@ -177,7 +178,7 @@ class StudySweeper(Sweeper):
         Plugins.instance().class_name_to_class[TARGET] = cls
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs that the overrides ask for.
+        """Run the jobs that the overrides ask for. Rows of a table that its data cannot serve are left to the report.
 
         Raises:
             MultirunFailed: after all jobs, if one or more failed.
@@ -215,6 +216,8 @@ class StudySweeper(Sweeper):
                     (logs / f"{job.name}.log").unlink(missing_ok=True)
             if parsed.sweep and composed:
                 self._summarise(parsed, composed, folders, failures)
+        if parsed.sweep is None:
+            failures = _note_unserved(failures, composed, folders, len(parsed.jobs))
         if failures:
             raise MultirunFailed(
                 _lines(failures, len(parsed.jobs), logs), 2 if all(f.is_mistake for f in failures.values()) else 1
@@ -327,6 +330,18 @@ def every_job_reports(launcher: Launcher) -> Iterator[None]:
 def is_collected(config: Any) -> bool:
     """Whether a job's failure goes to this sweeper (`HydraConfig.get()`), which reports all of them at the end."""
     return bool(config.mode == RunMode.MULTIRUN and config.sweeper.get("_target_") == TARGET)
+
+
+def _note_unserved(
+    failures: Mapping[str, JobFailed], configs: Mapping[str, DictConfig], folders: Mapping[str, Path], total: int
+) -> dict[str, JobFailed]:
+    """Rows that the data cannot serve are told to the report; what is left are failures. All of them are one, too."""
+    unserved = {name: failure for name, failure in failures.items() if failure.is_unserved}
+    for name, failure in unserved.items():
+        print(f"not served by dataset={configs[name].dataset.name}: {name}: {failure.line}", flush=True)
+        RunFolder(folders[name]).note_unserved(configs[name].dataset.name, failure.line)
+    served = {name: failure for name, failure in failures.items() if name not in unserved}
+    return served if len(unserved) < total else dict(failures)
 
 
 def _failure(done: JobReturn) -> JobFailed | None:

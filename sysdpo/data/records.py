@@ -10,7 +10,7 @@ from sysdpo.components.text.conversation import Conversation
 from sysdpo.data.files import Record
 from sysdpo.data.formats import Reading, read_row
 from sysdpo.data.messages import conversation, is_messages, is_parts, kind, text_of, turns_of
-from sysdpo.errors import SettingError, nearest
+from sysdpo.errors import SettingError, Unserved, nearest
 from sysdpo.graph import SystemGraph
 from sysdpo.system import Pair
 
@@ -86,7 +86,8 @@ def understand(
         result.formats[reading.format] += 1
         extra = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
         result.pairs.append(Pair(number - 1, values, sides["chosen"], sides["rejected"], extra))
-    refuse(bad, drop_bad, result, total=len(rows))
+    unserved = len(bad) == len(rows) and all(isinstance(error, Unserved) for _, error in bad)
+    refuse(bad, drop_bad and not unserved, result, total=len(rows))
     return result
 
 
@@ -247,8 +248,12 @@ def _side(value: Any, side: str, graph: SystemGraph, wanted: Sequence[str], inpu
                 raise SettingError(f": {side!r} has a value for {name!r}, which is drawn only where {gates}")
             value = {**value, name: None}
         elif value.get(name) is None:
-            hint = "" if graph[name].role == "final" else "; SysDPO-Direct needs it, objective=sampling does not"
-            raise SettingError(f": {side!r} lacks the variable {name!r}{hint}")
+            if graph[name].role == "final":
+                raise SettingError(f": {side!r} lacks the variable {name!r}")
+            raise Unserved(
+                f": {side!r} lacks the variable {name!r}; SysDPO-Direct needs it, objective=sampling does not; "
+                "dataset=own_samples draws such pairs from the system itself"
+            )
     return {k: v for k, v in value.items() if k in graph.variables}
 
 

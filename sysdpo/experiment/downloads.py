@@ -9,8 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from sysdpo.components.hub import check_available, download, is_hub_id
 from sysdpo.data.files import fetch_rows
 
-EVALUATORS = {"judge": (".RewardModelJudge", "model"), "scorer": (".build_clip_antonym", "pretrained")}
-"""Judges and scorers that are models, and the key that names theirs."""
+EVALUATORS = {
+    "judge": (".RewardModelJudge", "model"),
+    "scorer": (".build_clip_antonym", "pretrained"),
+    "dataset.judge": (".RewardModelJudge", "model"),
+}
+"""Judges and scorers that are models, and the key that names theirs; a judge of the data too."""
 
 
 def check_downloads(config: DictConfig) -> None:
@@ -76,8 +80,8 @@ def hub_data(config: DictConfig) -> str | None:
 
 
 def evaluation_models(config: DictConfig) -> dict[str, str]:
-    """The hub ids of the models that the evaluation would load once training is over, by setting."""
-    asked = config.evaluation or {}
+    """The hub ids of the models that judge and score, loaded long after the start, by setting."""
+    asked = {**(config.evaluation or {}), "dataset.judge": config.dataset.get("judge")}
     found = {}
     for group, (target, key) in EVALUATORS.items():
         part = asked.get(group) or {}

@@ -33,11 +33,15 @@ from sysdpo.runs.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
 from sysdpo.training.objectives import Objective
+from sysdpo.training.reach import in_words, reaches
 from sysdpo.training.separate import train_separately
 
 log = logging.getLogger(__name__)
 
-NOT_OF_THE_RUN = ("logger", "study", "evaluation_batch_size", "title", "metric_titles", "paper", "figures", "contrasts")
+NOT_OF_THE_RUN = (
+    *("logger", "study", "manner", "evaluation_batch_size"),
+    *("title", "metric_titles", "paper", "figures", "contrasts"),
+)
 """Who listens, how much at a time, how a report looks: not kept in `config.yaml`."""
 
 TAKEN = ("chosen", "rejected", "row", "levels", "picture")
@@ -160,6 +164,8 @@ def align(
     for name in system.trainable:
         if text := system.component(name).describe():
             log.info("%s: %s", name, text)
+    for name, found in reaches(system, settings).items():
+        log.log(logging.WARNING if found.is_lost else logging.INFO, in_words(name, found))
     if config.trainer == "separate":
         train_separately(system, data.train, settings, folder)
         for line in RunFolder(folder).history:

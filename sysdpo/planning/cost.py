@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sysdpo.planning.plan import ADAM_BYTES, GENERATOR, Plan
-from sysdpo.planning.sizes import evaluation_rows, training_prompts
+from sysdpo.planning.sizes import curve_rows, evaluation_rows, kept_checkpoints, training_prompts
 
 JUDGE_FRAME = 170  # tokens of the judge's own prompt
 PNG_BYTES = 1.6  # a pixel of a photograph
@@ -21,6 +21,8 @@ def disk(plan: Plan) -> dict[str, float]:
         if source := models.get(name, {}).get("pretrained"):
             taken[f"download {source}"] = (part.parameters - part.trainable) * (2.0 if is_text else 4.0)
     taken["checkpoint and adapters"] = checkpoint_bytes(plan)
+    if more := kept_checkpoints(content["training"]) - 1:
+        taken[f"{more} more checkpoints"] = more * sum(p.trainable for p in plan.parts.values()) * (8.0 + ADAM_BYTES)
     if "prompts_per_attribute" in dataset:
         samples, images = int(dataset["samples"]), int(content["system"]["captions_per_prompt"])
         pairs = training_prompts(dataset) * min(int(dataset["pairs_per_prompt"]), samples * (samples - 1) // 2)
@@ -43,12 +45,13 @@ def judge(content: Mapping[str, Any]) -> str:
     tokens, rows = content["plan"]["tokens"], evaluation_rows(content["dataset"])
     methods = list(content.get("rows", [1]))
     comparisons = 1 if content["train"] == [] else 2  # the untrained system does not meet itself
-    calls = comparisons * rows
+    over_training = 2 * curve_rows(content)
+    calls = comparisons * rows + over_training
     prompt = calls * (JUDGE_FRAME + int(tokens["prompt"]) + 2 * int(tokens["text"]))
     dollars = (
         prompt * asked["dollars_per_million_prompt_tokens"] + calls * asked["dollars_per_million_completion_tokens"]
     ) / 1e6
-    all_calls = (2 * len(methods) - 1) * rows
+    all_calls = (2 * len(methods) - 1) * rows + (len(methods) - 1) * over_training
     return (
         f"{asked['model']}: {calls:,} calls, {prompt:,} prompt tokens, about ${dollars:.2f} for this row; "
         f"{all_calls:,} calls, about ${dollars * all_calls / calls:.2f} for all {len(methods)} rows"

@@ -10,10 +10,11 @@ from sysdpo.components.base import Component
 from sysdpo.experiment.build import training_settings
 from sysdpo.graph import Variable
 from sysdpo.planning.rehearsal import Rehearsal
-from sysdpo.planning.sizes import evaluation_rows, training_prompts
+from sysdpo.planning.sizes import curve_rows, evaluation_rows, training_prompts
 from sysdpo.planning.work import Taken, Work
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.training.objectives import Sampling
+from sysdpo.training.reach import Reach, reaches
 
 ADAM_BYTES = 8  # two fp32 moments a trainable weight
 GENERATOR = "dataset.generator"
@@ -85,10 +86,14 @@ class Plan:
         self.phases: list[Phase] = []
         self.fullest: Taken | None = None
         """The update with the longest prompts."""
+        self.reaches: dict[str, Reach] = {}
+        """How far training can move each component at most."""
         if self.system.trainable:
+            self.reaches = reaches(self.system, training_settings(OmegaConf.create(self.content)))
             self._train()
         dataset = self.content["dataset"]
-        if rows := evaluation_rows(dataset) * int(self.content["best_of"]):
+        rows = evaluation_rows(dataset) + curve_rows(self.content)
+        if rows := rows * int(self.content["best_of"]):
             self._generate("evaluate: ", rows, int(self.content["evaluation_batch_size"]))
         if dataset.get("samples"):  # training pairs are samples of the untrained system
             generator = work.generator()

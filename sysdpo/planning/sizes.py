@@ -25,7 +25,26 @@ def training_prompts(dataset: Mapping[str, Any]) -> int:
     """Prompts for which training pairs are made; 0 where the pairs are recorded."""
     if "prompts_per_attribute" in dataset:
         return int(dataset["prompts_per_attribute"]) * _attributes(dataset)
+    if "samples" in dataset and "hub" in dataset:  # the system's own samples on recorded prompts
+        rows = ORCA_ROWS - evaluation_rows(dataset)
+        return min(rows, int(dataset["limit"] or rows))
     return int(dataset.get("prompts", 0))
+
+
+def curve_rows(content: Mapping[str, Any]) -> int:
+    """Rows answered for the curves over training: at the start, every `evaluate_every` updates and at the end."""
+    training = content["training"]
+    every, steps = int(training["evaluate_every"]), int(training["steps"])
+    if not every or content["train"] == [] or content["trainer"] != "joint":
+        return 0
+    rows = evaluation_rows(content["dataset"])
+    return (1 + math.ceil(steps / every)) * min(rows, int(content["curve_rows"] or rows))
+
+
+def kept_checkpoints(training: Mapping[str, Any]) -> int:
+    """The most that lie on the disk side by side."""
+    written = math.ceil(int(training["steps"]) / int(training["checkpoint_every"]))
+    return written if training["keep_checkpoints"] is None else min(written, int(training["keep_checkpoints"]))
 
 
 def _attributes(dataset: Mapping[str, Any]) -> int:

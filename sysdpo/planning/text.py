@@ -6,6 +6,7 @@ from sysdpo.planning import cost
 from sysdpo.planning.hardware import gpu
 from sysdpo.planning.missing import missing
 from sysdpo.planning.plan import Plan
+from sysdpo.training.reach import in_words
 
 GIB = 2**30
 
@@ -35,6 +36,7 @@ def render(plan: Plan, config: DictConfig) -> str:
             "(an estimate: peaks, assumed utilisation and launch times as named above)",
             "disk: " + ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in cost.disk(plan).items()),
             f"judge: {cost.judge(content)}",
+            *(in_words(name, found) for name, found in plan.reaches.items()),
             "missing here: " + ("; ".join(missing(config, content)) or "nothing"),
         ]
     )

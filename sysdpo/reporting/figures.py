@@ -169,12 +169,18 @@ def curves(table: Table, key: str) -> dict[tuple[str, str | None], Curve]:
     for row in table.rows:
         points: dict[str | None, dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
         for run in row.runs.values():
-            for record in run.history:
-                if key in record:
-                    points[record.get("component")][record["step"]].append((record[key], record.get(f"{key}/se")))
+            for record in _records(run, key):
+                points[record.get("component")][record["step"]].append((record[key], record.get(f"{key}/se")))
         for component, by_step in points.items():
             found[row.method, component] = [(step, *_band(seeds)) for step, seeds in sorted(by_step.items())]
     return found
+
+
+def _records(run: RunFolder, key: str) -> list[Mapping[str, Any]]:
+    """The lines that hold a quantity: logged in training, or measured of a kept checkpoint since."""
+    logged = [line for line in run.history if key in line]
+    steps = {line["step"] for line in logged}
+    return [*logged, *(line for line in run.judged_steps if key in line and line["step"] not in steps)]
 
 
 def _band(seeds: Sequence[Point]) -> tuple[float, float, float]:
@@ -218,7 +224,7 @@ def _draw(
         canvas.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         svg = save(canvas, folder, name)
     drawn = [row for row in table.rows if row.method in components]
-    measured = [[run for run in row.runs.values() if any(key in line for line in run.history)] for row in drawn]
+    measured = [[run for run in row.runs.values() if _records(run, key)] for row in drawn]
     has_band = any(lowest < highest for curve in lines.values() for _, _, lowest, highest in curve)
     remarks = [_seeds(measured, has_band)]
     if key.startswith(EVALUATION) and (rows := _rows_a_point(measured)):

@@ -110,7 +110,7 @@ def _contrasts(table: Table) -> str:
 def _cells(table: Table, row: MethodRow, metric: str) -> str:
     paper = f"<td class='paper'>{show_paper(table, row, metric)}</td>" if table.in_paper(metric) else ""
     if metric not in row.cells:
-        return f"<td class='gap'>{'missing' if not row.runs else '–'}</td>{paper}"
+        return f"<td class='gap'>{row.gap}</td>{paper}"
     cell, places = row.cells[metric], decimals(table, metric)
     error = "" if cell.se is None else f" <span class='se'>± {cell.se:.{places}f}</span>"
     return f"<td>{cell.value:.{places}f}{error}</td>{paper}"

@@ -21,13 +21,22 @@ from sysdpo.runs.identity import NEITHER, PATHS, changes_nothing
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One method; `runs` maps a seed to its finished run and is empty where there is none."""
+    """One method; `runs` maps a seed to its finished run and is empty where there is none.
+
+    `unserved`: why there is none, where the data set cannot serve the method.
+    """
 
     method: str
     title: str
     runs: dict[int, RunFolder]
     cells: dict[str, Cell]
     paper: dict[str, float]
+    unserved: str = ""
+
+    @property
+    def gap(self) -> str:
+        """What stands in place of a figure."""
+        return "–" if self.runs else "not served" if self.unserved else "missing"
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,11 @@ def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequen
                 cells[metric] = cell
             if remark is not None:
                 notes.append(f"{method}, {metric}: {remark}.")
-        rows.append(MethodRow(method, _title(method_folder, method), runs, cells, dict(paper.get(method) or {})))
+        title, unserved = _title(method_folder, method), ""
+        if not runs and (found := _unserved(Path(config["table_folder"]) / method)) is not None:
+            unserved = f"{method}: the data set {found[0]} cannot serve it: {found[1]}"
+            notes.append(unserved)
+        rows.append(MethodRow(method, title, runs, cells, dict(paper.get(method) or {}), unserved))
     titles = config.get("metric_titles") or {}
     kept = [o for o in overrides if o.split("=")[0].lstrip("+~") not in ("method", "seed")]
     if not any(o.startswith("experiment=") for o in kept):
@@ -102,6 +115,12 @@ def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequen
     notes += _gaps(table, int(config.get("seed", 0)))
     notes += _mismatches(config, rows)
     return table
+
+
+def _unserved(folder: Path) -> tuple[str, str] | None:
+    """(data set, reason) of the first seed's run that the data could not serve."""
+    found = (RunFolder(path).unserved for path in sorted(folder.glob("seed=*")))
+    return next((each for each in found if each is not None), None)
 
 
 def _title(folder: Path, method: str) -> str:
@@ -140,7 +159,7 @@ def _remarks(rows: Sequence[MethodRow]) -> dict[str, list[str]]:
 
 def _gaps(table: Table, seed: int) -> Iterator[str]:
     seeds = sorted({seed for row in table.rows for seed in row.runs})
-    missing = [row.method for row in table.rows if not row.runs]
+    missing = [row.method for row in table.rows if not row.runs and not row.unserved]
     if missing:
         yield f"No finished run of {', '.join(missing)}. To fill in: {table.command(missing, seeds or [seed])}"
     for row in table.rows:
@@ -290,7 +309,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 def show(table: Table, row: MethodRow, metric: str) -> str:
     """`66.4 ± 2.1`; all figures of a column have the same number of decimals."""
     if metric not in row.cells:
-        return "missing" if not row.runs else "–"
+        return row.gap
     cell, places = row.cells[metric], decimals(table, metric)
     error = "" if cell.se is None else f" ± {cell.se:.{places}f}"
     return f"{cell.value:.{places}f}{error}"

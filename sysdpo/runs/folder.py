@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 IMAGE = re.compile(r"[\w-][\w.-]{0,200}\.(png|jpe?g|webp)", re.ASCII | re.IGNORECASE)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+STEPS = "steps"
+UNSERVED = "unserved.json"
 PACKAGES = ("sysdpo", "torch", "transformers", "peft", "trl", "diffusers", "numpy")
 
 
@@ -137,6 +139,25 @@ class RunFolder:
     def history(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "metrics.jsonl")
 
+    def step_folder(self, step: int) -> Path:
+        """What a kept checkpoint was judged to be, and the samples behind it."""
+        return self.path / STEPS / f"step={step}"
+
+    @property
+    def judged_steps(self) -> list[dict[str, Any]]:
+        """Lines as in `history`, of checkpoints that were judged after training."""
+        lines = []
+        for path in sorted((self.path / STEPS).glob("step=*/metrics.json")):
+            metrics = self._mapping(str(path.relative_to(self.path))) or {}
+            cells = {name: cell for name, cell in metrics.items() if isinstance(cell, dict) and "value" in cell}
+            line: dict[str, Any] = {"step": int(path.parent.name.removeprefix("step="))}
+            for name, cell in cells.items():
+                line[f"evaluation/{name}"] = cell["value"]
+                if cell.get("se") is not None:
+                    line[f"evaluation/{name}/se"] = cell["se"]
+            lines.append(line)
+        return lines
+
     def image(self, value: Any, name: str = "") -> Path | None:
         """The picture in `samples/` that the value of a sample's field names; None if it names none.
 
@@ -200,6 +221,15 @@ class RunFolder:
         files += [*(self.path / "samples").rglob("*"), *(self.path / "adapters").glob(f"*/{SUMS}")]
         write_sums(self.path, [str(file.relative_to(self.path)) for file in files if file.is_file()])
 
+    @property
+    def unserved(self) -> tuple[str, str] | None:
+        """(data set, reason) where the data could not serve this row; None of a run that has been opened since."""
+        found = self._mapping(UNSERVED)
+        return (str(found.get("dataset")), str(found.get("reason"))) if found else None
+
+    def note_unserved(self, dataset: str, reason: str) -> None:
+        write_json(self.path / UNSERVED, {"dataset": dataset, "reason": reason})
+
     def run_id(self, own: Identity) -> str:
         """The name by which others know the run: kept while it goes on or is judged anew, new for another training."""
         file = self.path / "run_id"
@@ -241,6 +271,7 @@ class RunFolder:
             self._set_aside()
         elif held is not None and held.evaluation != own.evaluation:
             self._set_results_aside()
+        remove(self.path / UNSERVED)
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_json(self.path / "identity.json", vars(own))
         opened = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -256,19 +256,17 @@ def check_figures(result: dict[str, Any], overrides: list[str]) -> None:
         assert times[0] == pytest.approx(times[1])
 
 
-def chatml(user: str, system: str | None = None) -> int:
-    """Tokens of a prompt, one a byte: each turn is two marks, its role, its text and two line ends."""
-    turns = [("system", system)] * (system is not None) + [("user", user)]
-    return sum(2 + len(role) + len(str(text)) + 2 for role, text in turns) + 1 + len("assistant\n")
+def chatml(user: str) -> int:
+    """Tokens of a prompt, one a byte: a turn is two marks, its role, its text and two line ends."""
+    return 2 + len("user") + len(user) + 2 + 1 + len("assistant\n")
 
 
 def test_table_2_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [o for o in TABLE2 if not o.startswith("dataset.")]
     result = measured(overrides, tmp_path, monkeypatch)
     check_figures(result, overrides)
-    instruction = "Answer briefly and follow the instruction exactly."
-    first = chatml("x" * 10, instruction)
-    second = chatml("Suggested answer: " + "y" * 5 + "\n\nInstruction: " + "x" * 10, instruction)
+    first = chatml("x" * 10)
+    second = chatml("Suggested answer: " + "y" * 5 + "\n\nInstruction: " + "x" * 10)
     assert result["lengths"] == {**LENGTHS, "frame": second - 15}
     # K = 2 drafts of five tokens behind one prompt; behind each draft's prompt the chosen and the rejected answer
     found = result["figures"]

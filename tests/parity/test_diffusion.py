@@ -1,23 +1,33 @@
 """The denoising bound against the formula of Diffusion-DPO, written out with diffusers' own UNet and schedule."""
 
+import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
 
 from sysdpo.components.image import diffusion as module
 from sysdpo.components.image.denoising import Bound
 from sysdpo.components.image.diffusion import Diffusion
+from sysdpo.components.image.noise import noise_process
+from sysdpo.components.image.pretrained import build_diffusion
 from sysdpo.losses import preference_loss
+from sysdpo.paths import ASSETS
 from sysdpo.training.objectives import Direct
 from tests.image_systems import LORA, image, make_diffusion, make_image_pairs, make_llm_diffusion
 from tests.systems import perturb
 
 BETA = 0.2
+ARCHITECTURES_FOLDER = ASSETS / "architectures"
 
 
 def fix_draws(monkeypatch: pytest.MonkeyPatch, t: int, shape: tuple[int, ...] = (12, 4, 4)) -> torch.Tensor:
@@ -90,6 +100,19 @@ def test_wallace_is_2500_on_a_mean_whatever_beta_is(monkeypatch: pytest.MonkeyPa
     text = make_diffusion(bound={"beta": 0.1, "strength": 2500}).describe()
     assert "2500 on the mean" in text
     assert f"{2500 / 192:.4g} on their sum" in text
+
+
+def test_what_the_conventions_make_of_the_errors() -> None:
+    """By hand for beta 0.1, T = 100 and 192 elements; w_t of equation 16 for 100 betas from 1e-4 to 0.02."""
+    sizes = {"beta": 0.1}
+    assert "= 10 on the mean" in make_diffusion(bound=sizes).describe()
+    assert f"({10 / 192:.4g} on their sum)" in make_diffusion(bound=sizes).describe()
+    text = make_diffusion(bound={**sizes, "reduction": "sum", "weighting": "exact"}).describe()
+    beta = np.linspace(1e-4, 0.02, 100)
+    weight = beta / (2 * (1 - beta) * (1 - np.cumprod(1 - beta)))
+    assert f"({10 * weight.mean():.4g} on their sum)" in text
+    assert f"= {192 * 10 * weight.mean():.4g} on the mean" in text
+    assert "x w_t, averaged over t" in text
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -221,22 +244,72 @@ def test_every_family_draws_and_is_scored_by_the_same_code(kind: str) -> None:
         assert component.log_ratio(images[0], [{"c": "a lake"}] * 2, [3, 3]).tolist() == [0.0, 0.0]
 
 
+def pipeline_of(component: Any, kind: str, **settings: Any) -> Any:
+    """diffusers' own pipeline of a component's parts."""
+    parts = {"unet": component.unet, "vae": component.codec.vae, "scheduler": component.scheduler}
+    for (tokenizer, encoder), suffix in zip(component.captions.encoder.encoders, ("", "_2"), strict=False):
+        tokenizer.model_max_length = encoder.config.max_position_embeddings
+        parts |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
+    if kind == "sdxl":
+        return StableDiffusionXLPipeline(**parts, add_watermarker=False, **settings)
+    return StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **settings
+    )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_sampling_is_that_of_diffusers_own_pipeline(kind: str, guidance: float) -> None:
+    """From one noise to the pixels, unguided and guided: SDXL's other side is zeros, SD's the empty text.
+
+    The noise schedule is the published one of SD 1.5 and of SDXL, with DDIM's steps.
+    """
+    component: Any = make_diffusion(kind=kind, guidance_scale=guidance, num_inference_steps=4)
+    published = ARCHITECTURES_FOLDER / {"sd": "sd15", "sdxl": "sdxl"}[kind] / "scheduler" / "scheduler_config.json"
+    component.scheduler = DDIMScheduler.from_config(json.loads(published.read_text()))
+    component.process = noise_process(component.scheduler, 0)
+    captions, seeds = ["a lake", "a much longer caption of a beach"], [3, 4]
+    noise = torch.stack(
+        [torch.randn(component.codec.latent_shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
+    pipeline = pipeline_of(component, kind)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        captions, num_inference_steps=4, guidance_scale=guidance, latents=noise, output_type="pt", height=8, width=8
+    ).images
+    ours = torch.stack([pictures[0] for pictures in component.sample([{"c": c} for c in captions], 1, seeds)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    component.guidance_scale = 1.5  # the two sides of guidance differ, so that the equality above says something
+    other = torch.stack([pictures[0] for pictures in component.sample([{"c": c} for c in captions], 1, seeds)])
+    assert (other - ours).abs().max() > 1e-4
+
+
+def test_a_pipeline_that_knows_no_zeros_has_the_empty_text(tmp_path: Any) -> None:
+    """`force_zeros_for_empty_prompt` is the pipeline's own; its index is read."""
+    made: Any = make_diffusion(kind="sdxl", guidance_scale=4.0)
+    pipeline = pipeline_of(made, "sdxl", force_zeros_for_empty_prompt=False)
+    pipeline.save_pretrained(tmp_path)
+    settings: Any = {"bound": {"beta": 0.1}, "dtype": "float32", "device": "cpu"}
+    loaded = build_diffusion(pretrained=str(tmp_path), num_inference_steps=2, guidance_scale=4.0, **settings)
+    [nothing, empty, zeros] = [
+        encoder.encode(caption)
+        for encoder, caption in (
+            (loaded.captions.encoder, None),
+            (loaded.captions.encoder, ""),
+            (made.captions.encoder, None),
+        )
+    ]
+    for name in ("encoder_hidden_states", "text_embeds"):
+        assert torch.equal(nothing[name], empty[name])
+        assert not zeros[name].any()
+    assert torch.equal(nothing["time_ids"], zeros["time_ids"])
+
+
 def test_a_trained_lora_opens_in_a_diffusers_pipeline(tmp_path: Any) -> None:
     component = make_diffusion(kind="sd", lora=LORA)
     perturb(component)
     component.save(str(tmp_path))
-    fresh = make_diffusion(kind="sd")
-    tokenizer, text_encoder = fresh.captions.encoder.encoders[0]  # type: ignore[attr-defined]
-    pipeline = StableDiffusionPipeline(
-        unet=fresh.unet,
-        vae=fresh.codec.vae,  # type: ignore[attr-defined]
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=fresh.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = pipeline_of(make_diffusion(kind="sd"), "sd")
     pipeline.load_lora_weights(str(tmp_path))
     noisy, t = torch.randn(1, 4, 4, 4), torch.tensor([3])
     conditions = component.captions(["a lake"], torch.device("cpu"), torch.float32)

@@ -6,7 +6,9 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 
 from sysdpo.components.text.codec import Prompt, TextCodec, byte_tokenizer
 from sysdpo.components.text.packing import Completion, MaskFunction, pack
+from sysdpo.components.text.probe import probe
 from sysdpo.errors import SettingError
+from tests.systems import make_tiny
 
 FIRST = Completion((7, 8), (1, 2, 3))
 SECOND = Completion((7, 8), (4,))
@@ -125,3 +127,9 @@ class TestPrompt:
     def test_max_new_tokens_must_be_positive(self) -> None:
         with pytest.raises(SettingError, match="max_new_tokens=0"):
             codec(max_new_tokens=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_models_in_16_bits_pack_as_those_in_32_do(attention: str) -> None:
+    """The probe computes in fp32 whatever the weights are; the mask of a pack has to follow it."""
+    assert probe(make_tiny(dtype="bfloat16", attention=attention).causal_lm, "tiny").packs

@@ -1,6 +1,7 @@
 """The paper's own setting, as far as it can be proved without its weights: configs, architectures, data, access."""
 
 import json
+import math
 import socket
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,9 @@ from sysdpo.data.records import make_pairs
 from sysdpo.data.sources import Recorded, split
 from sysdpo.errors import SettingError
 from sysdpo.experiment.build import build_system
-from sysdpo.experiment.downloads import check_downloads, hub_models
+from sysdpo.experiment.downloads import check_downloads, evaluation_models, hub_models
+from sysdpo.planning.sizes import curve_rows, evaluation_rows, kept_checkpoints, training_prompts
+from sysdpo.tasks.progression.prompts import make_prompts
 from tests.systems import make_two_llm
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -93,6 +96,51 @@ def test_table_1_keeps_its_own_data() -> None:
     assert config.dataset.name == "progression"
     assert hub_models(config) == list(ARCHITECTURES)[:1] + list(ARCHITECTURES)[2:]
     assert composed("experiment=table2", "dataset=jsonl", "dataset.path=x").dataset.name == "jsonl"
+
+
+def test_the_paper_s_250_prompts_an_attribute_can_be_had() -> None:
+    dataset = composed("experiment=table1", "scorer.folder=null").dataset
+    assert dataset.min_gap == 0  # all six pairs of a prompt
+    train, evaluation = make_prompts(["bright", "fog"], dataset.places, 250, 25, seed=0)
+    assert len({prompt.x for prompt in train}) == len(train) == 500
+    assert not {(p.attribute, p.place) for p in train} & {(p.attribute, p.place) for p in evaluation}
+
+
+def test_figures_6_and_7_have_points_over_every_evaluation_row() -> None:
+    """Table 2 at the start and every 10 of 99 updates: 11 points of 193 rows. Table 1: 16 points of 5 x 40 rows."""
+    for experiment, rows in (("table2", 11 * 193), ("table1", 16 * 200)):
+        config = composed(f"experiment={experiment}", *(["scorer.folder=null"] if experiment == "table1" else []))
+        content: Any = OmegaConf.to_container(config, resolve=True)
+        assert curve_rows(content) == rows
+        assert curve_rows({**content, "train": []}) == 0
+        assert kept_checkpoints(content["training"]) == math.ceil(
+            content["training"]["steps"] / content["training"]["checkpoint_every"]
+        )
+
+
+def test_the_system_s_own_samples_are_planned_for() -> None:
+    dataset: Any = OmegaConf.to_container(composed("experiment=table2", "dataset=own_samples").dataset, resolve=True)
+    assert training_prompts(dataset) == 12_666
+    assert training_prompts({**dataset, "limit": 100}) == 100
+    assert evaluation_rows(dataset) == 193
+    config = composed("experiment=table2", "dataset=own_samples", "judge=none")
+    assert evaluation_models(config) == {"dataset.judge": "Skywork/Skywork-Reward-V2-Qwen3-4B"}
+
+
+@pytest.mark.parametrize(("scale", "said"), [("paper", None), ("mini", None), ("laptop", "Answer briefly and")])
+def test_brief_answers_are_asked_for_at_laptop_only(scale: str, said: str | None) -> None:
+    config = composed("experiment=table2", f"scale={scale}")
+    for name in ("psi1", "psi2"):
+        system = config.system.components[name].prompt.system
+        assert (system is None) if said is None else system.startswith(said)
+
+
+def test_bound_paper_is_the_squared_norm_with_its_weight() -> None:
+    bounds = {}
+    for scale in ("paper", "laptop"):
+        config = composed("experiment=table1", f"scale={scale}", *(["scorer.folder=null"] if scale == "paper" else []))
+        bounds[scale] = (config.bound.reduction, config.bound.weighting, config.bound.strength)
+    assert bounds == {"paper": ("sum", "exact", None), "laptop": ("mean", "uniform", None)}
 
 
 def test_every_model_of_table_1_may_have_a_device_of_its_own() -> None:

@@ -29,6 +29,7 @@ CONFIGS = (
     ("experiment=table2",),
     ("experiment=table1",),
     ("experiment=moa",),
+    ("method=sysdpo_direct", "dataset=own_samples"),
     ("judge=alpaca_eval", "logger=wandb", "dataset=jsonl"),
     ("judge=reward_model", "sampler=contrastive", "system=refinement", "logger=jsonl"),
     ("system=routing", "sampler=monte_carlo"),

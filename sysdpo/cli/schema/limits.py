@@ -94,12 +94,14 @@ TOP: dict[str, Kind] = {
     "contrasts": kind("mapping", "null", item=kind("list", item=kind("list", item=kind("text")))),
     **dict.fromkeys(("system", "dataset", "objective", "training", "method"), kind("mapping")),
     **dict.fromkeys(("judge", "logger"), kind("mapping", "null")),
+    "manner": kind("mapping", item=kind("text", "null")),
     **dict.fromkeys(
         ("llm", "captioner", "diffusion", "sampler", "prompt", "parser", "bound", "scorer"), kind("mapping")
     ),
     # of plan.yaml, headroom.yaml, generate.yaml, theory.yaml
     **dict.fromkeys(("plan", "benchmark"), kind("mapping")),
     "run": kind("text", limits=NOT_EMPTY),
+    "step": kind("whole", limits=COUNT),
     "variable": kind("text", "null"),
     "draws": kind("whole", limits=SMALL),
     "samples": kind("whole", "list", limits=SMALL),

@@ -12,6 +12,9 @@ Features = dict[str, Tensor]
 `pooled_projections` [P] of a transformer; the rest are the UNet's `added_cond_kwargs` (SDXL: `text_embeds` [P] and
 `time_ids` [6])."""
 
+Caption = str | None
+"""None: no caption, the side of classifier-free guidance that is not told what to draw."""
+
 CONDITIONS = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
 
 
@@ -21,7 +24,7 @@ class CaptionEncoder(Protocol):
         """Tokens of a caption's hidden states."""
         ...
 
-    def encode(self, caption: str) -> Features:
+    def encode(self, caption: Caption) -> Features:
         """By itself: in the company of others its last digits would depend on who they are."""
         ...
 
@@ -52,8 +55,9 @@ class HiddenStates:
         return {"text_encoder_1": self.model}
 
     @torch.no_grad()
-    def encode(self, caption: str) -> Features:
-        tokens = self.tokenizer(self.prefix + caption, add_special_tokens=False)["input_ids"][: self.max_length]
+    def encode(self, caption: Caption) -> Features:
+        text = self.prefix + (caption or "")
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"][: self.max_length]
         state = self.model(torch.tensor([tokens], device=self.model.device)).last_hidden_state[0].float().cpu()
         hidden = torch.zeros(self.max_length, state.shape[-1])
         hidden[: len(tokens)] = state
@@ -67,11 +71,18 @@ class Clip:
     Args:
         encoders: (tokenizer, text model) pairs; with two, the second gives the pooled embedding as well.
         image_size: tells XL the resolution it is asked for.
+        zeros_for_none: of XL: no caption is all zeros, as it was in training (a pipeline's
+            `force_zeros_for_empty_prompt`); otherwise, and always with one encoder, it is the empty text.
     """
 
-    def __init__(self, encoders: Sequence[tuple[PreTrainedTokenizerBase, PreTrainedModel]], image_size: int) -> None:
+    def __init__(
+        self,
+        encoders: Sequence[tuple[PreTrainedTokenizerBase, PreTrainedModel]],
+        image_size: int,
+        zeros_for_none: bool = True,
+    ) -> None:
         self.encoders = [(tokenizer, model.requires_grad_(False).eval()) for tokenizer, model in encoders]
-        self.image_size = image_size
+        self.image_size, self.zeros_for_none = image_size, zeros_for_none
 
     @property
     def length(self) -> int:
@@ -81,15 +92,18 @@ class Clip:
         return {f"text_encoder_{i}": model for i, (_, model) in enumerate(self.encoders, 1)}
 
     @torch.no_grad()
-    def encode(self, caption: str) -> Features:
-        outputs = [_run_clip(*encoder, caption) for encoder in self.encoders]
+    def encode(self, caption: Caption) -> Features:
+        outputs = [_run_clip(*encoder, caption or "") for encoder in self.encoders]
         if len(outputs) == 1:
             return {"encoder_hidden_states": outputs[0].last_hidden_state[0].float().cpu()}
         hidden = torch.cat([output.hidden_states[-2][0] for output in outputs], dim=-1).float().cpu()
+        pooled = outputs[-1].text_embeds[0].float().cpu()
+        if caption is None and self.zeros_for_none:
+            hidden, pooled = torch.zeros_like(hidden), torch.zeros_like(pooled)
         size = float(self.image_size)
         return {
             "encoder_hidden_states": hidden,
-            "text_embeds": outputs[-1].text_embeds[0].float().cpu(),
+            "text_embeds": pooled,
             "time_ids": torch.tensor([size, size, 0.0, 0.0, size, size]),  # original size, crop, target size
         }
 
@@ -105,9 +119,9 @@ class CachedCaptions:
 
     def __init__(self, encoder: CaptionEncoder, limit: int = 20_000) -> None:
         self.encoder, self.limit = encoder, limit
-        self._memory: dict[str, Features] = {}
+        self._memory: dict[Caption, Features] = {}
 
-    def __call__(self, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    def __call__(self, captions: Sequence[Caption], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Keyword arguments of a denoiser for N captions."""
         if len(self._memory) > self.limit:
             self._memory.clear()

@@ -56,15 +56,20 @@ class Bound:
             return torch.full(t.shape, scale, device=t.device)
         return (scale * process.kl_weights()).float().to(t.device)[t]
 
-    def describe(self, training_steps: int, latent_shape: tuple[int, int, int]) -> str:
-        """The coefficient that the errors meet in the loss, in both of the ways in which it is quoted."""
-        if self.beta is None:
-            return f"denoising bound: T = {self.timesteps(training_steps)} on the {self.reduction}"
-        total = self.strength if self.strength is not None else self.beta * self.timesteps(training_steps)
+    def describe(self, training_steps: int, latent_shape: tuple[int, int, int], mean_weight: float = 1.0) -> str:
+        """The coefficient that the errors meet in the loss, in both of the ways in which it is quoted.
+
+        mean_weight: of `weight` over the steps.
+        """
         size = latent_shape[0] * latent_shape[1] * latent_shape[2]
+        steps = self.timesteps(training_steps)
+        if self.beta is None:
+            return f"denoising bound: T = {steps} on the {self.reduction}, weighting {self.weighting}"
+        total = self.beta * steps * mean_weight
         on_mean, on_sum = (total, total / size) if self.reduction == "mean" else (total * size, total)
+        factors = "beta x T" if self.weighting == "uniform" else "beta x T x w_t, averaged over t,"
         return (
-            f"denoising bound: beta x T = {on_mean:.4g} on the mean squared error of {size} elements "
+            f"denoising bound: {factors} = {on_mean:.4g} on the mean squared error of {size} elements "
             f"({on_sum:.4g} on their sum), weighting {self.weighting}"
         )
 

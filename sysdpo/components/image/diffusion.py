@@ -11,7 +11,7 @@ from diffusers.training_utils import cast_training_params
 from torch import Tensor
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
-from sysdpo.components.image.conditioning import CachedCaptions, CaptionEncoder
+from sysdpo.components.image.conditioning import CachedCaptions, Caption, CaptionEncoder
 from sysdpo.components.image.denoisers import Model, denoiser_of
 from sysdpo.components.image.denoising import Bound, mean_by_name
 from sysdpo.components.image.noise import noise_process
@@ -134,7 +134,7 @@ class Diffusion(Component):
         """Classifier-free guidance along the scheduler's own steps: noise [N, C, h, w] -> latents."""
         path = self.process.path(self.num_inference_steps, self.kind.sigmas(self.num_inference_steps))
         guided = self._is_guided
-        conditions = self._conditions([*captions, *[""] * len(captions)] if guided else captions)
+        conditions = self._conditions([*captions, *[None] * len(captions)] if guided else captions)
         latents = self.process.start(latents.to(self.unet.device), path)
         for t in path.timesteps:
             inputs = self.process.seen(torch.cat([latents, latents]) if guided else latents, t, path)
@@ -184,7 +184,8 @@ class Diffusion(Component):
         return {name: sum(values) / len(values) for name, values in sorted(observed.items())}
 
     def describe(self) -> str:
-        return self.bound.describe(self.process.steps, self.codec.latent_shape)
+        weights = self.bound.weight(self.process, torch.arange(self.process.steps))
+        return self.bound.describe(self.process.steps, self.codec.latent_shape, float(weights.mean()))
 
     def save(self, folder: str) -> None:
         """A LoRA in the layout of `load_lora_weights`; fully trained weights in that of `from_pretrained`."""
@@ -245,7 +246,7 @@ class Diffusion(Component):
             return torch.empty(len(values), *self.codec.latent_shape)
         return self.codec.encode(torch.stack([to_pixels(value, self.codec.image_size) for value in values]))
 
-    def _conditions(self, captions: Sequence[str]) -> dict[str, Any]:
+    def _conditions(self, captions: Sequence[Caption]) -> dict[str, Any]:
         if self._rehearsing:
             return self.kind.made_up(self.unet, len(captions), self.captions.encoder.length)
         return self.captions(captions, self.unet.device, self.unet.dtype)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sysdpo.components.image.conditioning import Features
+from sysdpo.components.image.conditioning import Caption, Features
 
 Encoder = tuple[PreTrainedTokenizerBase, PreTrainedModel]
 
@@ -44,7 +44,8 @@ class ClipAndT5:
         return {f"text_encoder_{i}": model for i, (_, model) in enumerate(self.encoders, 1)}
 
     @torch.no_grad()
-    def encode(self, caption: str) -> Features:
+    def encode(self, caption: Caption) -> Features:
+        caption = caption or ""
         lengths = [model.config.max_position_embeddings for _, model in self.clips]
         outputs = [_run(*clip, caption, n) for clip, n in zip(self.clips, lengths, strict=True)]
         states = torch.zeros(self.t5_length, self.width)

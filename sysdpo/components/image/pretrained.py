@@ -138,7 +138,16 @@ def _pretrained_parts(pretrained: str, image_size: int | None) -> Parts:
     if is_xl:
         names.append(("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection))
     encoders = [(_load(AutoTokenizer, source, tokenizer), _load(cls, source, name)) for tokenizer, name, cls in names]
-    return unet, scheduler, Clip(encoders, size), Autoencoder(vae, size)
+    return unet, scheduler, Clip(encoders, size, _zeros_for_none(source)), Autoencoder(vae, size)
+
+
+def _zeros_for_none(source: str) -> bool:
+    """Whether no caption is zeros to a pipeline's model: its index says so; zeros if it is silent, as in diffusers."""
+    try:
+        index: Any = DiffusionPipeline.load_config(source)
+    except (OSError, ValueError):  # a folder of parts alone
+        return True
+    return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 def _has_transformer(source: str) -> bool:

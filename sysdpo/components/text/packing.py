@@ -108,7 +108,9 @@ class Pack:
             )
             if fits and isinstance(mask, Tensor) and mask.dtype == torch.bool:
                 # what torch makes of it, but once: else every layer makes one, and keeps it for the backward pass
-                added = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(mask.logical_not(), -torch.inf)
+                # in the precision that the model computes in, which is not always that of its weights (see `probe`)
+                computed = more.get("dtype") or model.dtype
+                added = torch.zeros_like(mask, dtype=computed).masked_fill_(mask.logical_not(), -torch.inf)
                 if blocks and self.shares_prefix and mask.device.type != "meta":
                     found = blocks_of(mask[:, 0], self.segments)
                     if found:
