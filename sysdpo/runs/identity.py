@@ -16,13 +16,16 @@ from typing import Any
 from sysdpo.errors import SettingError
 from sysdpo.runs.files import sha256
 
-TRAINING = ("seed", "beta", "train", "trainer", "method", "system", "dataset", "objective", "training", "curve_rows")
-EVALUATION = ("seed", "evaluation")
+TRAINING = (
+    *("seed", "beta", "train", "trainer", "method", "system", "dataset", "objective", "training"),
+    *("labels", "curve_rows"),
+)
+EVALUATION = ("seed", "evaluation", "evaluation_system")
 """The settings at the top that commands read and that decide numbers; parts like `llm` or `judge` stand inside them."""
 
 NEITHER = (
-    *("outputs", "table_folder", "run_folder", "data_folder", "study", "experiment", "scale", "logger"),
-    *("rows", "metrics", "metric_titles", "title", "paper", "figures", "contrasts"),
+    *("outputs", "table_folder", "run_folder", "data_folder", "study", "experiment", "scale", "logger", "distributed"),
+    *("rows", "sheets", "metrics", "metric_titles", "title", "paper", "figures", "contrasts"),
     *("evaluation_batch_size", "plan", "benchmark", "hydra"),
 )
 """Those that decide none: where results lie, who listens, how a report looks, how many are answered at a time."""
@@ -67,8 +70,11 @@ def identity(config: Mapping[str, Any], data: str | None = None) -> Identity:
     parts = decisive(config)
     if data is not None:
         parts["dataset"] = {**parts["dataset"], "path": data}
-    if not (parts.get("training") or {}).get("evaluate_every"):
+    training = parts.get("training") or {}
+    if not training.get("evaluate_every"):
         parts.pop("curve_rows", None)
+    if not training.get("redraw_every") and not isinstance(parts.get("trainer"), Mapping):
+        parts.pop("labels", None)  # who labels pairs that are made during training: none are
     return Identity(*(digest({k: parts[k] for k in keys if k in parts}) for keys in (TRAINING, EVALUATION)))
 
 

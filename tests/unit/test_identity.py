@@ -33,7 +33,7 @@ def of(*overrides: str) -> Identity:
 
 
 def test_every_setting_that_a_command_reads_is_said_to_decide_numbers_or_not() -> None:
-    assert set(READ) == {*TRAINING, *EVALUATION, *NEITHER}
+    assert set(READ) <= {*TRAINING, *EVALUATION, *NEITHER}
     assert not {*TRAINING, *EVALUATION} & set(NEITHER)
 
 
@@ -71,6 +71,14 @@ def test_what_a_judge_costs_is_no_part_of_a_run() -> None:
         *("dollars_per_million_prompt_tokens=9", "dollars_per_million_completion_tokens=9"),
     ]
     assert of("judge=alpaca_eval", *(f"judge.{setting}" for setting in settings)) == of("judge=alpaca_eval")
+
+
+def test_who_labels_counts_where_pairs_are_made_during_training() -> None:
+    def config(labels: str, every: int) -> dict[str, Any]:
+        return {"labels": {"judge": labels}, "training": {"redraw_every": every}, "trainer": "joint"}
+
+    assert identity(config("a", 0)) == identity(config("b", 0))
+    assert identity(config("a", 5)).training != identity(config("b", 5)).training
 
 
 def test_who_judges_is() -> None:
