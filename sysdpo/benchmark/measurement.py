@@ -16,7 +16,7 @@ from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError
 from sysdpo.experiment.build import build_trainable, training_settings
 from sysdpo.graph import Variable
-from sysdpo.planning.rehearsal import counted_tokens, drawn
+from sysdpo.planning.prediction import counted_tokens, drawn
 from sysdpo.planning.work import Taken
 from sysdpo.planning.workload import Workload
 from sysdpo.runs.folder import read_jsonl

@@ -215,7 +215,7 @@ class Component(nn.Module):
         """A value that the component could draw, a text of that many tokens; None: it has to be asked (a tool)."""
         return self.domain[key % len(self.domain)] if self.domain is not None else None
 
-    def rehearse(self, frame: int, tokens: int | None) -> None:
+    def take_lengths(self, frame: int, tokens: int | None) -> None:
         """From now on, take made-up values by their lengths alone, so that a plan needs no data and no tokenizer.
 
         Args:

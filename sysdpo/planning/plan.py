@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from sysdpo.components.base import Component
 from sysdpo.experiment.build import training_settings
 from sysdpo.graph import Variable
-from sysdpo.planning.rehearsal import Rehearsal
+from sysdpo.planning.prediction import Prediction
 from sysdpo.planning.sizes import curve_rows, evaluation_rows, training_prompts
 from sysdpo.planning.work import Taken, Work
 from sysdpo.sampling.strategies import SamplingStrategy
@@ -184,4 +184,4 @@ class Plan:
 
 def make_plan(config: DictConfig) -> Plan:
     """Of a row of a table, from its config alone: nothing is downloaded, no weight is made."""
-    return Plan(config, Rehearsal(config))
+    return Plan(config, Prediction(config))

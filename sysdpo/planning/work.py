@@ -1,4 +1,4 @@
-"""The units of a run's work, and what one of them takes: a rehearsal predicts it for a GPU, a measurement reads it."""
+"""The units of a run's work, and what one of them takes: a prediction derives it for a GPU, a measurement reads it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -19,7 +19,7 @@ from sysdpo.planning.hardware import gpu
 from sysdpo.planning.meter import Meter, shapes
 from sysdpo.planning.missing import missing
 from sysdpo.planning.plan import Plan, count, make_plan
-from sysdpo.planning.rehearsal import Update, on_meta, rehearse_drawing, rehearse_update
+from sysdpo.planning.prediction import Update, on_meta, predict_drawing, predict_update
 from sysdpo.planning.text import render
 from sysdpo.planning.workload import Workload
 from sysdpo.sampling.decoding import next_token_logits
@@ -125,8 +125,8 @@ class RealUpdate:
         shaped = shapes_of(self.config)
         for name, parents in {"psi1": {"x": ""}, "psi2": {"x": "", "y": ""}}.items():
             frame = self.system.component(name).prompt_tokens(parents)
-            shaped.component(name).rehearse(frame, 50 + 1)  # one token a byte, and the end token
-        return rehearse_update(shaped, Direct(), Workload(shaped, prompt=60, text=50, elements=1), 3)
+            shaped.component(name).take_lengths(frame, 50 + 1)  # one token a byte, and the end token
+        return predict_update(shaped, Direct(), Workload(shaped, prompt=60, text=50, elements=1), 3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -164,7 +164,7 @@ def test_the_cache_of_a_real_generation_has_the_planned_bytes() -> None:
         _, cache = next_token_logits(real.causal_lm, ids, torch.ones_like(ids), torch.arange(29).expand(3, -1))  # type: ignore[union-attr]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert held == 2 * 3 * 3 * 2 * (128 // 4) * 29 * 4  # keys and values, layers, texts, heads, width, tokens, fp32
-    planned = rehearse_drawing(shapes_of(config).component("psi1"), 3, prompt=20)
+    planned = predict_drawing(shapes_of(config).component("psi1"), 3, prompt=20)
     assert planned.cache == pytest.approx(held, rel=0.02)  # masks and positions beside it
     assert planned.meter.peak > planned.cache
 
@@ -177,7 +177,7 @@ def test_a_drawing_by_hand() -> None:
             cache = torch.cat([cache, torch.empty(n, 10)], dim=1)  # the old one is given back once the new is there
             yield 7
 
-    drawn = rehearse_drawing(Grows(), 2)
+    drawn = predict_drawing(Grows(), 2)
     assert drawn.cache == 2 * 1_010 * 4
     assert drawn.meter.peak == 2 * (1_000 + 10 + 1_010) * 4
     assert sum(drawn.meter.kernels.values()) == drawn.steps == 7

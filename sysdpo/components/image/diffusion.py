@@ -67,7 +67,7 @@ class Diffusion(Component):
         self.has_lora = lora is not None
         self._frozen_copy: list[Model] = []  # in a list: no submodule, so never trained or saved
         self._in_reference = False
-        self._rehearsing = False
+        self._by_lengths = False
         self._observed: dict[str, list[float]] = {}
         if lora is not None:
             _add_lora(unet, lora, seed)
@@ -222,12 +222,12 @@ class Diffusion(Component):
         return 1
 
     def made_up_value(self, key: int, tokens: int) -> Value:
-        """Noise, [3, H, W] in [0, 1]; in a rehearsal its number stands for it."""
+        """Noise, [3, H, W] in [0, 1]; by lengths alone its number stands for it."""
         size = self.codec.image_size
-        return key if self._rehearsing else torch.rand(3, size, size, generator=torch.Generator().manual_seed(key))
+        return key if self._by_lengths else torch.rand(3, size, size, generator=torch.Generator().manual_seed(key))
 
-    def rehearse(self, frame: int, tokens: int | None) -> None:
-        self._rehearsing = True
+    def take_lengths(self, frame: int, tokens: int | None) -> None:
+        self._by_lengths = True
 
     def drawing(self, n: int, prompt: int) -> Iterator[int]:
         """A denoising step, whose batch guidance doubles, and the decoder."""
@@ -242,12 +242,12 @@ class Diffusion(Component):
 
     def _latents(self, values: Sequence[Value]) -> Tensor:
         """[B, C, h, w] of B pictures."""
-        if self._rehearsing:
+        if self._by_lengths:
             return torch.empty(len(values), *self.codec.latent_shape)
         return self.codec.encode(torch.stack([to_pixels(value, self.codec.image_size) for value in values]))
 
     def _conditions(self, captions: Sequence[Caption]) -> dict[str, Any]:
-        if self._rehearsing:
+        if self._by_lengths:
             return self.kind.made_up(self.unet, len(captions), self.captions.encoder.length)
         return self.captions(captions, self.unet.device, self.unet.dtype)
 

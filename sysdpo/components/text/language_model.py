@@ -16,12 +16,12 @@ from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.fused import fuse
 from sysdpo.components.text.head import gather_log_probs, target_log_probs
+from sysdpo.components.text.lengths import LengthCodec, decode
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
 from sysdpo.components.text.pretrained import Weights, load_causal_lm
 from sysdpo.components.text.probe import FIRST_LENGTH, packs_at, probe
-from sysdpo.components.text.rehearsal import RehearsedCodec, decode
 from sysdpo.errors import SettingError
 from sysdpo.sampling.decoding import Uncached, accepts
 from sysdpo.sampling.monte_carlo import MonteCarlo
@@ -335,10 +335,10 @@ class LanguageModel(Component):
     def made_up_value(self, key: int, tokens: int) -> Value | None:
         return self.made_up_text(key, tokens) if self.domain is None else super().made_up_value(key, tokens)
 
-    def rehearse(self, frame: int, tokens: int | None) -> None:
+    def take_lengths(self, frame: int, tokens: int | None) -> None:
         limit = self.codec.max_new_tokens
         self._longest_pack = sys.maxsize  # what has no values cannot be tried
-        self.codec = RehearsedCodec(self.codec, frame, limit if tokens is None else min(limit, tokens))
+        self.codec = LengthCodec(self.codec, frame, limit if tokens is None else min(limit, tokens))
 
     def drawing(self, n: int, prompt: int) -> Iterator[int]:
         with hold_in(self.dtype, self.model, self._wide):

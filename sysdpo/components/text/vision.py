@@ -166,7 +166,7 @@ class VisionLanguageModel(LanguageModel):
     def prompt_tokens(self, parents: Mapping[str, Value]) -> int:
         return int(self._prompt(parents)["input_ids"].shape[1])
 
-    def rehearse(self, frame: int, tokens: int | None) -> None:
+    def take_lengths(self, frame: int, tokens: int | None) -> None:
         raise SettingError("a plan cannot count the work of a vision-language model: leave its component out.")
 
 

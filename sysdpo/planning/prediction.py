@@ -25,7 +25,7 @@ from sysdpo.system import CompoundSystem
 from sysdpo.training.objectives import Objective, Sampling
 
 
-class Rehearsal:
+class Prediction:
     """Units of work on tensors without memory, and the time that a GPU would take: assumptions are under `plan`."""
 
     holds_weights = False
@@ -46,14 +46,14 @@ class Rehearsal:
 
     def _tell(self, text: int | None) -> None:
         for name in self.system.components:
-            self.system.component(name).rehearse(int(self.assumed["frame"]), text)
+            self.system.component(name).take_lengths(int(self.assumed["frame"]), text)
 
     def generator(self) -> Component | None:
         if self.shaped.dataset.get("generator") is None:
             return None
         drawer: Component = instantiate(self.shaped.dataset.generator)()
         drawer.trainable(False)
-        drawer.rehearse(int(self.assumed["frame"]), None)
+        drawer.take_lengths(int(self.assumed["frame"]), None)
         return drawer
 
     def update(self, pairs: int, prompt: str) -> Taken:
@@ -62,7 +62,7 @@ class Rehearsal:
         tokens, longest = self.assumed["tokens"], prompt == "longest_prompt"
         self._tell(None if longest else tokens["text"])
         workload = Workload(self.system, tokens[prompt], tokens["text"], self.elements)
-        done = rehearse_update(self.system, self.objective, workload, pairs, repeats=2 if longest else 1)
+        done = predict_update(self.system, self.objective, workload, pairs, repeats=2 if longest else 1)
         meter = done.meter
         seconds = meter.seconds(*self.speeds)
         return Taken(meter.peak, seconds, meter.flops, done.tokens, saved=done.saved, largest=meter.largest)
@@ -72,7 +72,7 @@ class Rehearsal:
     ) -> Taken:
         tokens, roles = self.assumed["tokens"], [self.system.graph[name].role for _, name in variable.parents]
         length = int(self.assumed["frame"]) + sum(tokens[prompt if role == "input" else "text"] for role in roles)
-        done, is_text = rehearse_drawing(component, n, length), component.unit == "tokens"
+        done, is_text = predict_drawing(component, n, length), component.unit == "tokens"
         note = f"KV cache {done.cache / 2**30:.1f} GiB at the longest" if is_text else f"{done.steps} steps"
         seconds, meter = done.meter.seconds(*self.speeds), done.meter
         return Taken(meter.peak, seconds, meter.flops, n * done.steps if is_text else 0, note)
@@ -87,13 +87,13 @@ class Update(NamedTuple):
     tokens: int
 
 
-def rehearse_update(
+def predict_update(
     system: CompoundSystem, objective: Objective, workload: Workload, pairs: int, repeats: int = 2
 ) -> Update:
     """`objective` compares `pairs` pairs and goes back; what is counted is the last time.
 
     Args:
-        system: on the meta device, after `Component.rehearse` of every component.
+        system: on the meta device, after `Component.take_lengths` of every component.
         workload: of the pairs, and of the samples that SysDPO-Sampling would have drawn.
     """
     meter, saved = Meter(), Counter[str]()
@@ -161,7 +161,7 @@ class Drawing(NamedTuple):
 
 
 @torch.no_grad()
-def rehearse_drawing(component: Component, n: int, prompt: int = 0) -> Drawing:
+def predict_drawing(component: Component, n: int, prompt: int = 0) -> Drawing:
     """`n` values at a time, behind prompts of that many tokens."""
     meter, kernels = Meter(), Counter[tuple[int, int]]()
     peak = cache = steps = 0

@@ -13,7 +13,7 @@ from sysdpo.sampling.decoding import next_token_logits
 LENGTH = re.compile(r"(\d+) tokens, text \d+")
 
 
-class RehearsedCodec(TextCodec):
+class LengthCodec(TextCodec):
     """Texts that only say how long they are, as token ids of that number; different texts differ in the first one.
 
     Args:
