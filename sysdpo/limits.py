@@ -73,6 +73,9 @@ LIMITS: dict[str, Limits] = {
     "weight_decay": SHARE,
     "max_grad_norm": POSITIVE,
     "checkpoint_every": COUNT,
+    "redraw_samples": Limits(2, 10_000),
+    "replay": Limits(0, below=1),
+    "reference_decay": Limits(0, below=1),
     "patience": COUNT,
     "beta": Limits(above=0, most=1e6),
     # of samples
@@ -143,6 +146,7 @@ ITEMS: dict[str, Limits] = {
     "learning_rates": RATE,
     "WandbLogger.tags": WANDB_TAG,
     "labels": NOT_EMPTY,
+    "temperatures": POSITIVE,
     "places": NOT_EMPTY,
     "attributes": NOT_EMPTY,
 }

@@ -115,6 +115,32 @@ def preference_loss(margin: Tensor, beta: float, link: Link = "sigmoid", label_s
     raise ValueError(f"link={link!r}: choose one of {', '.join(get_args(Link))}")
 
 
+def group_advantages(rewards: Tensor) -> Tensor:
+    """Rewards of G answers to one prompt as GRPO weighs them (Shao et al., 2024): less their mean, over their spread.
+
+    Args:
+        rewards: [B, G].
+
+    Returns:
+        (r - mean) / max(sd, 1e-6) over each group, sd with ddof 0, [B, G]; 0 where a group has one reward.
+    """
+    centred = rewards.float() - rewards.float().mean(-1, keepdim=True)
+    return centred / centred.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+
+
+def group_relative_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """The policy gradient of one's own fresh answers: - mean over the group of advantage * log p(answer), [B].
+
+    With the joint log-probability of a system's variables this is multi-agent GRPO (MAGRPO; Liu et al., 2025): every
+    component has the gradient of its own factor, weighed by the reward that all share.
+
+    Args:
+        log_probs: of each answer with its intermediates under the policy that drew it, nats, [B, G].
+        advantages: [B, G]; no gradient flows through them.
+    """
+    return -(advantages.detach().float() * log_probs.float()).mean(-1)
+
+
 def denoising_log_ratio(
     policy_error: Tensor,
     reference_error: Tensor,

@@ -154,6 +154,25 @@ class CompoundSystem(nn.Module):
                 stack.enter_context(self.component(name).reference())
             yield
 
+    @contextmanager
+    def first_reference(self) -> Iterator[None]:
+        """Inside, the reference is the untrained system, wherever it has moved since."""
+        followed = {name: self.component(name)._followed for name in self.components}
+        moved = [name for name, weights in followed.items() if weights is not None]
+        try:
+            for name in moved:
+                self.component(name).follow(None)
+            yield
+        finally:
+            for name in moved:
+                self.component(name).follow(followed[name])
+
+    @contextmanager
+    def untrained(self) -> Iterator[None]:
+        """Inside, every component computes as before training."""
+        with self.first_reference(), self.reference():
+            yield
+
     # ---- walking the graph -------------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -122,6 +122,25 @@ class Component(nn.Module):
         """log p(value | parents) under the current weights, in nats: [B], fp32, differentiable."""
         raise NotImplementedError
 
+    _followed: Mapping[str, Tensor] | None = None
+
+    def follow(self, weights: Mapping[str, Tensor] | None) -> None:
+        """From now on the reference has these in place of the trainable weights they name; None: as before training."""
+        self._followed = weights
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the named weights have these values; nothing is copied, so gradients in the making stay right."""
+        own = {name: parameter for name, parameter in self.named_parameters() if name in weights}
+        before = {name: parameter.data for name, parameter in own.items()}
+        try:
+            for name, parameter in own.items():
+                parameter.data = weights[name]
+            yield
+        finally:
+            for name, parameter in own.items():
+                parameter.data = before[name]
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the component computes with its reference weights; trainability is restored on the way out,

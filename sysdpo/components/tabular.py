@@ -78,6 +78,10 @@ class Tabular(Component):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
+        if self._followed is not None:
+            with self.holding(self._followed):
+                yield
+            return
         before, self._in_reference = self._in_reference, True
         try:
             yield

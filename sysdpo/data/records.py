@@ -20,11 +20,13 @@ class PreferenceData:
     """What a run needs: pairs to train on, pairs to stop by, rows to be judged on.
 
     An evaluation row holds the inputs, `chosen` (the data set's preferred outcome) and the columns a judge needs.
+    `spent` says what making the training pairs took, where they were made: `answers`, `judge_calls`.
     """
 
     train: list[Pair]
     validation: list[Pair]
     evaluation: list[Record]
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 DEPTH = 64

@@ -35,11 +35,8 @@ def built(config: DictConfig, key: str, protocol: Any) -> Any:
 
 def build_system(config: DictConfig) -> CompoundSystem:
     """The graph and its components, as `conf/system/` and `conf/model/` describe them."""
-    description = config.system
-    components: dict[str, Any] = OmegaConf.to_container(description.components, resolve=True)  # type: ignore[assignment]
-    graph = SystemGraph(OmegaConf.to_container(description.variables, resolve=True), components)  # type: ignore[arg-type]
-    if description.get("unroll"):
-        graph = graph.unroll(dict(description.unroll.loop), description.unroll.steps)
+    components: dict[str, Any] = OmegaConf.to_container(config.system.components, resolve=True)  # type: ignore[assignment]
+    graph = _graph(config.system, components)
     built = {}
     for offset, name in enumerate(graph.components):
         settings = dict(components[name])
@@ -55,6 +52,36 @@ def build_trainable(config: DictConfig) -> CompoundSystem:
     system = build_system(config)
     system.train_only(list(system.components) if config.train is None else list(config.train))
     return system
+
+
+def _graph(description: DictConfig, components: Mapping[str, Any]) -> SystemGraph:
+    graph = SystemGraph(OmegaConf.to_container(description.variables, resolve=True), components)  # type: ignore[arg-type]
+    if description.get("unroll"):
+        graph = graph.unroll(dict(description.unroll.loop), description.unroll.steps)
+    return graph
+
+
+def as_evaluated(config: DictConfig, system: CompoundSystem) -> CompoundSystem:
+    """The system as `evaluation_system` changes it: the same models, other settings of tools, another graph.
+
+    Raises:
+        SettingError: a component with weights would become another one.
+    """
+    if config.get("evaluation_system") is None:
+        return system
+    description: Any = OmegaConf.merge(config.system, config.evaluation_system)
+    before: Any = OmegaConf.to_container(config.system.components, resolve=True)
+    components: Any = OmegaConf.to_container(description.components, resolve=True)
+    built = {name: system.component(name) for name in system.components}
+    for name, settings in components.items():
+        if settings == before.get(name):
+            continue
+        if name in built and any(True for _ in built[name].parameters()):
+            raise SettingError(
+                f"evaluation_system.components.{name}: has weights; only tools can be others in evaluation."
+            )
+        built[name] = instantiate(settings)
+    return CompoundSystem(_graph(description, components), built)
 
 
 def training_settings(config: DictConfig) -> TrainingSettings:
@@ -106,7 +133,7 @@ def data_content(config: DictConfig) -> str | None:
 
 def untrained(system: CompoundSystem) -> Any:
     """The system that data and baselines come from; at the start of a run it is also the current one."""
-    return system.reference()
+    return system.untrained()
 
 
 def device_name(system: CompoundSystem) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from sysdpo.data.records import PreferenceData
@@ -29,7 +29,7 @@ def curve_point(
     A baseline is the untrained system's output on the same rows, drawn by itself. Every point has the same seeds.
     """
     repeated = [row for row in rows for _ in range(measure.draws)]
-    baseline = _untrained_outputs(config, system, repeated) if measure.needs_baseline else None
+    baseline = untrained_outputs(config, system, rows) if measure.needs_baseline else None
     outputs = generate(system, repeated, config.seed, config.evaluation_batch_size, "curve")
     metrics, _ = measure.measure(repeated, outputs, baseline)
     found = {name: metrics[name] for name in config.metrics if name in metrics}
@@ -44,8 +44,8 @@ def evaluate(
     if measure is None or not data.evaluation:
         return {}
     rows = [row for row in data.evaluation for _ in range(measure.draws)]
-    baseline = _untrained_outputs(config, system, rows) if measure.needs_baseline else None
-    if baseline is not None and not system.trainable:
+    baseline = untrained_outputs(config, system, data.evaluation) if measure.needs_baseline else None
+    if baseline is not None and not system.trainable and measure.draws == 1:
         outputs = baseline
     else:
         outputs = generate(system, rows, config.seed, config.evaluation_batch_size, "evaluate")
@@ -68,7 +68,7 @@ def _with_pictures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     return plain
 
 
-def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The untrained system's answers under this seed, made once for all rows of a table.
 
     They are drawn from a stream of their own. From the rows' own stream, a row whose first model is untrained would
@@ -80,6 +80,8 @@ def _untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[di
         seed,
         [[row[v.name] for v in system.graph.inputs] for row in rows],
     ]
+    if config.get("evaluation_system") is not None:
+        made_by.append(OmegaConf.to_container(config.evaluation_system, resolve=True))
     path = Path(config.data_folder) / f"untrained-{digest(*made_by)}.jsonl"
     with made_once(path, path, lambda: None if is_summed(path) else "is damaged") as missing:
         if missing:

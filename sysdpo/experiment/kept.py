@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.measures import Measure
-from sysdpo.experiment.build import build_system, built, prepare_data
+from sysdpo.experiment.build import as_evaluated, build_system, built, prepare_data
 from sysdpo.experiment.evaluate import evaluate
 from sysdpo.runs.folder import RunFolder, write_json
 from sysdpo.training.checkpoints import checkpoint_path, checkpoint_steps, load_checkpoint, load_trainable
@@ -51,7 +51,7 @@ def evaluate_kept(config: DictConfig) -> str:
     data = prepare_data(own, system, objective.needs_intermediates)
     load_trainable(system, state["weights"])
     folder = run.step_folder(config.step)
-    metrics = evaluate(own, system, data, measure, folder)
+    metrics = evaluate(own, as_evaluated(own, system), data, measure, folder)
     if not metrics:
         raise SettingError(f"run={run.path}: its data have no evaluation rows, or it has no judge.")
     write_json(folder / "metrics.json", metrics)

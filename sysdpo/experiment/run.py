@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sysdpo.data.records import PreferenceData
+from sysdpo.data.redraw import JudgedPairs
 from sysdpo.errors import SettingError, check_file_name, nearest
-from sysdpo.evaluation.measures import Measure
+from sysdpo.evaluation.measures import Labels, Measure
+from sysdpo.experiment.budget import timed, write_budget
 from sysdpo.experiment.build import (
+    as_evaluated,
     build_system,
     built,
     data_content,
@@ -24,9 +28,12 @@ from sysdpo.experiment.build import (
     prepare_data,
     training_settings,
 )
+from sysdpo.experiment.credit import credit
 from sysdpo.experiment.downloads import check_downloads
-from sysdpo.experiment.evaluate import curve_point, evaluate
+from sysdpo.experiment.evaluate import curve_point, evaluate, untrained_outputs
+from sysdpo.peers.task import Peer, Task
 from sysdpo.progress import named
+from sysdpo.runs.files import write_jsonl
 from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.identity import Identity, identity
 from sysdpo.runs.wandb_log import Logger, Silent
@@ -40,7 +47,7 @@ log = logging.getLogger(__name__)
 
 NOT_OF_THE_RUN = (
     *("logger", "study", "manner", "evaluation_batch_size"),
-    *("title", "metric_titles", "paper", "figures", "contrasts"),
+    *("title", "metric_titles", "paper", "figures", "contrasts", "sheets"),
 )
 """Who listens, how much at a time, how a report looks: not kept in `config.yaml`."""
 
@@ -88,11 +95,15 @@ def _run(config: DictConfig) -> dict[str, Any]:
     settings = training_settings(config)
     names = list(system.components) if config.train is None else list(config.train)
     system.train_only(names)
-    if config.trainer not in TRAINERS:
+    peer: Peer | None = built(config, "trainer", Peer) if isinstance(config.trainer, DictConfig) else None
+    if peer is None and config.trainer not in TRAINERS:
         raise SettingError(f"trainer: {nearest(config.trainer, TRAINERS)}")
     if names:
         check_training(system, settings)
-    data = prepare_data(config, system, objective.needs_intermediates)
+    labels = _labels(config, peer) if names and (settings.redraw_every or peer is not None) else None
+    wanted = objective.needs_intermediates or (peer is not None and peer.learns_from_pairs)
+    data = prepare_data(config, system, wanted)
+    shown = as_evaluated(config, system)
     if names:
         check_pairs(data.train, data.validation, settings)
         if settings.evaluate_every and (measure is None or not data.evaluation):
@@ -100,11 +111,12 @@ def _run(config: DictConfig) -> dict[str, Any]:
                 f"training.evaluate_every={settings.evaluate_every} needs a measure and evaluation rows; set it to 0."
             )
     for key, name in measure.variables.items() if measure is not None and data.evaluation else ():
-        if name not in system.graph.variables:
-            raise SettingError(f"evaluation.{key}: {nearest(name, [v.name for v in system.graph.generated])}")
+        if name not in shown.graph.variables:
+            raise SettingError(f"evaluation.{key}: {nearest(name, [v.name for v in shown.graph.generated])}")
     if measure is not None and data.evaluation:
         measure.check(data.evaluation)
 
+    parts = Parts(system, shown, objective, data, measure, labels, peer, settings)
     with folder.held():
         run_id = folder.run_id(own)
         logger = _logger(config, resolved, run_id)
@@ -112,9 +124,16 @@ def _run(config: DictConfig) -> dict[str, Any]:
         try:
             folder.open(resolved, own, run_id, device_name(system))
             metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
+            spent: dict[str, float] = {}
             if names:
-                metrics |= align(config, system, objective, data, measure, settings, folder.path, logger, own)
-            metrics |= evaluate(config, system, data, measure, folder.path)
+                if peer is not None and measure is not None and measure.needs_baseline and data.evaluation:
+                    untrained_outputs(config, shown, data.evaluation)  # before a peer changes what is asked
+                with timed(folder.path):
+                    found, spent = align(config, parts, folder.path, logger, own)
+                metrics |= found
+            made = data.spent if names and (peer is None or peer.learns_from_pairs) else {}
+            write_budget(folder.path, made, spent, folder.history if names else [], measure.draws if measure else 1)
+            metrics |= evaluate(config, shown, data, measure, folder.path)
             folder.finish(metrics)
             succeeded = True
         finally:
@@ -150,46 +169,92 @@ def _logger(config: DictConfig, resolved: dict[str, Any], run_id: str) -> Logger
     return instantiate(config.logger, _partial_=True)(config=resolved, run_id=run_id, data=data)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a config describes. `shown` is the system as it is evaluated, of the same models; `labels` prefers where a
+    training makes pairs itself; `peer` trains in place of the joint loop."""
+
+    system: CompoundSystem
+    shown: CompoundSystem
+    objective: Objective
+    data: PreferenceData
+    measure: Measure | None
+    labels: Labels | None
+    peer: Peer | None
+    settings: TrainingSettings
+
+
 def align(
-    config: DictConfig,
-    system: CompoundSystem,
-    objective: Objective,
-    data: PreferenceData,
-    measure: Measure | None,
-    settings: TrainingSettings,
-    folder: Path,
-    logger: Logger,
-    own: Identity,
-) -> dict[str, Any]:
+    config: DictConfig, parts: Parts, folder: Path, logger: Logger, own: Identity
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Train and keep the weights; returns the row's figures and what a peer's training took beyond the data."""
+    system, objective, data, settings = parts.system, parts.objective, parts.data, parts.settings
     for name in system.trainable:
         if text := system.component(name).describe():
             log.info("%s: %s", name, text)
     for name, found in reaches(system, settings).items():
         log.log(logging.WARNING if found.is_lost else logging.INFO, in_words(name, found))
-    if config.trainer == "separate":
-        train_separately(system, data.train, settings, folder)
+    spent: dict[str, float] = {}
+    if parts.peer is not None or config.trainer == "separate":
+        if parts.peer is not None and parts.labels is not None:
+            drawn = config.evaluation_batch_size
+            spent = parts.peer.train(Task(system, data.train, parts.labels, settings, folder, drawn))
+        else:
+            train_separately(system, data.train, settings, folder)
         for line in RunFolder(folder).history:
             logger.log(line)
         metrics: dict[str, Any] = {"best_step": settings.steps}
     else:
-        rows = data.evaluation[:: max(1, len(data.evaluation) // (config.curve_rows or len(data.evaluation) or 1))]
-        best = Trainer(
-            system,
-            objective,
-            data.train,
-            data.validation,
-            settings,
-            folder,
-            logger.log,
-            None if measure is None else partial(curve_point, config, system, rows, measure),
-            own.evaluation,
-        ).run()
+        best = _trainer(config, parts, folder, logger, own).run()
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
         metrics |= sampling_means(RunFolder(folder).history)
     system.save(folder / "adapters")
-    return metrics
+    write_jsonl(folder / "samples" / "credit.jsonl", credit(system, objective, data.train, settings))
+    return metrics, spent
+
+
+def _trainer(config: DictConfig, parts: Parts, folder: Path, logger: Logger, own: Identity) -> Trainer:
+    data, settings, measure = parts.data, parts.settings, parts.measure
+    rows = data.evaluation[:: max(1, len(data.evaluation) // (config.curve_rows or len(data.evaluation) or 1))]
+    redraw = (
+        None
+        if parts.labels is None
+        else JudgedPairs(
+            parts.system,
+            data.train,
+            parts.labels,
+            folder / "redrawn",
+            settings.redraw_samples,
+            config.evaluation_batch_size,
+            settings.seed,
+        )
+    )
+    return Trainer(
+        parts.system,
+        parts.objective,
+        data.train,
+        data.validation,
+        settings,
+        folder,
+        logger.log,
+        None if measure is None else partial(curve_point, config, parts.shown, rows, measure),
+        own.evaluation,
+        redraw,
+    )
+
+
+def _labels(config: DictConfig, peer: Peer | None) -> Labels:
+    """Who prefers, where a training makes pairs or asks for rewards itself."""
+    every = config.training.redraw_every
+    if every and config.trainer != "joint":
+        raise SettingError(f"training.redraw_every={every}: only trainer=joint draws fresh pairs; set it to 0.")
+    asking = "this trainer" if peer is not None else f"training.redraw_every={every}"
+    if config.labels is None:
+        raise SettingError(f"{asking} needs someone who prefers one of two outputs; set labels.")
+    labels: Labels = built(config, "labels", Labels)
+    return labels
 
 
 def sampling_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

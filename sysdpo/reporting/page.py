@@ -8,12 +8,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sysdpo.paths import ASSETS
+from sysdpo.reporting.credit import Lines, budgets, earners
 from sysdpo.reporting.figures import INK, Drawn, Figure, draw_figures
 from sysdpo.reporting.gallery import gallery, text
 from sysdpo.reporting.tables import (
     CONTRAST_HEADINGS,
     MethodRow,
     Table,
+    aligned,
     as_markdown,
     comparable,
     contrast_lines,
@@ -39,18 +41,29 @@ def write_report(config: Mapping[str, Any], method_folder: Path, overrides: Sequ
     table = make_table(config, method_folder, overrides)
     folder = Path(config["table_folder"]) / "report"
     write_table(table, folder)
+    others = [make_table({**config, **sheet}, method_folder, overrides) for sheet in config.get("sheets") or ()]
     drawn = draw_figures(table, config, folder / "figures")
-    write_text(folder / "index.html", render(table, drawn))
+    write_text(folder / "index.html", render(table, drawn, others))
+    costs = aligned(sheet) if (sheet := budgets(table)) else ""
+    write_text(folder / "sheets.md", "\n\n".join([*map(as_markdown, others), costs, *map(_earned, earners(table))]))
     lines = [f"{folder / 'figures' / figure.name}.svg  {figure.caption}" for figure in drawn.figures]
     lines += [f"not drawn: {line}" for line in drawn.missing]
-    return "\n".join([as_markdown(table), *lines, str(folder / "index.html")])
+    shown = [as_markdown(each) for each in (table, *others)]
+    return "\n".join([*shown, *([costs, ""] if costs else []), *lines, str(folder / "index.html")])
 
 
-def render(table: Table, drawn: Drawn) -> str:
-    """The whole page."""
+def _earned(found: tuple[str, Lines]) -> str:
+    return f"**Who earned it: {found[0]}** (nats a training pair)\n\n{aligned(found[1])}"
+
+
+def render(table: Table, drawn: Drawn, others: Sequence[Table] = ()) -> str:
+    """The whole page; `others`: sheets beside the table, of other rows of the same experiment."""
     sections = [
         f"<header><h1>{text(table.title)}</h1><p class='muted'>{text(table.caption)}</p></header>",
         _results(table),
+        *(_section(other.title, _results(other)) for other in others),
+        _section("What each row has cost", _sheet(budgets(table))),
+        _section("Who earned it", _earners(table)),
         _section("By group", _breakdowns(table)),
         _section("Figures", _figures(drawn)),
         _section("Samples", gallery(table)),
@@ -94,6 +107,25 @@ def _results(table: Table) -> str:
         f"<tr><th scope='col' rowspan='2'>Method</th>{first}</tr><tr>{second}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table>\n" + below + "</section>"
     )
+
+
+def _sheet(lines: Lines) -> str:
+    if not lines:
+        return ""
+    head = "".join(f"<th scope='col'>{text(heading)}</th>" for heading in lines[0])
+    body = "\n".join(
+        f"<tr><th scope='row'>{text(first)}</th>{''.join(f'<td>{text(each)}</td>' for each in rest)}</tr>"
+        for first, *rest in lines[1:]
+    )
+    return f"<div class='wide'><table class='results'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _earners(table: Table) -> str:
+    note = "Mean share of the margin of training pairs, in nats, by component and prompt family, after training."
+    blocks = "".join(
+        f"<details><summary>{text(title)}</summary>{_sheet(lines)}</details>" for title, lines in earners(table)
+    )
+    return f"<p class='muted'>{note}</p>{blocks}" if blocks else ""
 
 
 def _contrasts(table: Table) -> str:

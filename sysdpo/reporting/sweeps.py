@@ -84,13 +84,15 @@ def summarise(folder: Path) -> str:
 
 
 def as_csv(sweep: Sweep) -> str:
-    """One line a job: its settings, its status, each metric with standard error and number of rows, its samples."""
+    """One line a job: its settings, its status, each metric with standard error and number of rows, its samples, and
+    what it took: seconds of its updates by the clock, CPU seconds of its whole training."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = [f"{metric}{suffix}" for metric in sweep.metrics for suffix in ("", "_se", "_n")]
     sampling = sorted({name for job in sweep.jobs for name in job.run.metrics or {} if name.startswith(OF_SAMPLES)})
     own = ["best_step", "validation_margin", *sampling]
-    writer.writerow(["job", *sweep.axes, "method", "seed", "status", *figures, *own, "error"])
+    took = ["seconds", "cpu_seconds"]
+    writer.writerow(["job", *sweep.axes, "method", "seed", "status", *figures, *own, *took, "error"])
     for job in sweep.jobs:
         metrics = (job.run.metrics or {}) if job.status == "finished" else {}
         fields: list[Any] = [job.name, *(job.values.get(axis) for axis in sweep.axes)]
@@ -98,8 +100,16 @@ def as_csv(sweep: Sweep) -> str:
         for metric in sweep.metrics:
             cell = job.cells.get(metric)
             fields += [cell.value, cell.se, cell.n] if cell else [None, None, None]
-        writer.writerow([*fields, *(metrics.get(name) for name in own), job.error])
+        spent = _took(job.run) if metrics else [None, None]
+        writer.writerow([*fields, *(metrics.get(name) for name in own), *spent, job.error])
     return text.getvalue()
+
+
+def _took(run: RunFolder) -> list[float | None]:
+    """Seconds of a run's updates as it logged them, and its CPU seconds; None where it trained nothing."""
+    seconds = [float(line["seconds"]) for line in run.history if "seconds" in line]
+    spent = (run.budget or {}).get("cpu_seconds")
+    return [round(sum(seconds), 2) if seconds else None, spent]
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------

@@ -270,9 +270,9 @@ def as_markdown(table: Table) -> str:
             paper = [show_paper(table, row, metric)] if table.in_paper(metric) else []
             line += [show(table, row, metric), *paper]
         lines.append(line)
-    body = _aligned(lines)
+    body = aligned(lines)
     if table.contrasts:
-        body += f"\n\n{_aligned([list(CONTRAST_HEADINGS), *map(list, contrast_lines(table))])}"
+        body += f"\n\n{aligned([list(CONTRAST_HEADINGS), *map(list, contrast_lines(table))])}"
     notes = "".join(f"- {note}\n" for note in table.notes)
     return f"**{table.title}**\n\n{body}\n\n{table.caption}\n" + (f"\n{notes}" if notes else "")
 
@@ -295,7 +295,7 @@ def contrast_lines(table: Table) -> Iterator[tuple[str, str, str, str]]:
         )
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up; the first is to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

@@ -118,6 +118,16 @@ class RunFolder:
         """Where the run was made, as it said when it was opened; {} for one that did not."""
         return self._mapping("environment.json") or {}
 
+    @property
+    def budget(self) -> dict[str, Any] | None:
+        """What the run has cost, by `sysdpo.experiment.budget`; None of a run that does not say."""
+        return self._mapping("budget.json")
+
+    @property
+    def credit(self) -> list[dict[str, Any]]:
+        """Each component's share of the margin of training pairs, by `sysdpo.experiment.credit`."""
+        return read_jsonl(self.path / "samples" / "credit.jsonl")
+
     def _mapping(self, name: str) -> dict[str, Any] | None:
         file = self.path / name
         if not file.exists():

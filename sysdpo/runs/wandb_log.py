@@ -120,6 +120,7 @@ class WandbLogger:
             columns: list[Any] = list(samples[0])
             rows = [[self._value(record.get(column), column) for column in columns] for record in samples]
             self.run.log({"samples": self.wandb.Table(columns=columns, data=rows)})
+        self._save_credit()
         adapters = self.files.path / "adapters"
         if adapters.is_dir():
             name = f"{self.run.group}-{'-'.join(self.files.path.parts[-2:])}-adapters"
@@ -128,6 +129,24 @@ class WandbLogger:
             self.run.log_artifact(artifact)
         if self.data and self.data.exists():
             self._save_data(self.data)
+
+    def _save_credit(self) -> None:
+        """Who earned it: each component's mean share of the margin by prompt family, as a table and a bar chart."""
+        shares: dict[tuple[str, str], list[float]] = {}
+        for record in self.files.credit:
+            for name, nats in record["components"].items():
+                for family in dict.fromkeys((str(record["family"]), "all")):
+                    shares.setdefault((name, family), []).append(float(nats))
+        if not shares:
+            return
+        rows: list[list[Any]] = [
+            [f"{component}: {family}", component, family, sum(own) / len(own), len(own)]
+            for (component, family), own in sorted(shares.items())
+        ]
+        table = self.wandb.Table(columns=["who", "component", "family", "nats", "pairs"], data=rows)
+        self.run.log({"who earned it": self.wandb.plot.bar(table, "who", "nats", title="Who earned it")})
+        for _, component, family, nats, _ in rows:
+            self.run.summary[f"credit/{component}/{family}"] = nats
 
     def _save_data(self, path: Path) -> None:
         artifact = self.wandb.Artifact(_artifact_name(path.name), type="dataset")

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sysdpo.runs.identity import ON_POLICY
 from sysdpo.system import CompoundSystem, Pair
 
 NOT_OF_THE_WEIGHTS = (
@@ -38,6 +39,8 @@ def fingerprint(
 ) -> dict[str, str]:
     """{part: text}, the same for the same training on any device and in any process."""
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_OF_THE_WEIGHTS}
+    if not kept["redraw_every"] and kept["reference"] == "fixed":
+        kept = {k: v for k, v in kept.items() if k not in ON_POLICY}
     return {
         "system": _short(_of_system(system)),
         "objective": describe(objective),

@@ -25,6 +25,7 @@ from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.fingerprint import differing, fingerprint
 from sysdpo.training.objectives import Comparison, Drawn, Objective
+from sysdpo.training.on_policy import OnPolicy, OnPolicySettings, Redraw
 from sysdpo.training.start import check_margin, check_saving
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ NonFinite = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(OnPolicySettings):
     """Every key is commented in `conf/training/default.yaml`."""
 
     steps: int = 24
@@ -68,6 +69,7 @@ class TrainingSettings:
             )
         if self.patience is not None and not self.validate_every:
             raise SettingError(f"training.patience={self.patience} needs validations; set training.validate_every.")
+        self.check_on_policy()
 
 
 def check_training(system: CompoundSystem, settings: TrainingSettings) -> None:
@@ -162,6 +164,7 @@ class Trainer:
         log: is given every record of `metrics.jsonl`.
         evaluate: measures the current system, every `evaluate_every` updates.
         measured_by: what `evaluate` measures by; lines of the history that were measured otherwise are left out.
+        redraw: makes pairs of the current system, every `redraw_every` updates.
 
     A folder that holds the checkpoints of another system, data set or setting is refused: see `fingerprint`.
     """
@@ -177,6 +180,7 @@ class Trainer:
         log: Callable[[Mapping[str, float]], object] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         measured_by: str = "",
+        redraw: Redraw | None = None,
         **changes: Any,
     ) -> None:
         if unknown := next((name for name in changes if name not in TrainingSettings.__dataclass_fields__), None):
@@ -189,6 +193,7 @@ class Trainer:
         self.system, self.objective, self.settings, self.folder = system, objective, settings, folder
         self.train_pairs, self.validation_pairs = train, validation
         self.log, self.evaluate, self.measured_by = log, evaluate, measured_by
+        self.on_policy = OnPolicy(system, settings, train, settings.batch_size, settings.seed, redraw)
         self.step, self.skipped = 0, 0
         self.history: list[dict[str, Any]] = []
         self.fingerprint = fingerprint(system, objective, train, validation, settings)
@@ -234,6 +239,7 @@ class Trainer:
                 if "loss" in metrics:
                     progress.set_postfix_str(f"loss {metrics['loss']:.3f} margin {metrics['rewards/margins']:.2f}")
                 progress.update()
+        self.on_policy.close()
         if not self.settings.validate_every:
             return Best(step=self.step)
         load_trainable(self.system, self.best.state)
@@ -248,7 +254,8 @@ class Trainer:
     def _update(self) -> dict[str, float]:
         started = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        pairs = self._batch(self.step)
+        redrawn = self.on_policy.begin(self.step)
+        pairs = self.on_policy.batch(self.step)
         try:
             metrics = self._means(pairs, self.step)
             metrics |= self._diagnostics()
@@ -257,6 +264,8 @@ class Trainer:
             metrics = self._skip(error)
         else:
             self.optimizer.step()
+            self.on_policy.updated()
+        metrics |= redrawn
         for group in self.optimizer.param_groups:
             metrics[f"learning_rate/{group['name']}"] = group["lr"]
         self.scheduler.step()
@@ -282,7 +291,8 @@ class Trainer:
             part = pairs[start : start + size]
             drawn = {} if ahead is None else {"drawn": ahead[start : start + size]}
             compared = self.objective.compare(self.system, part, [self._seed(p, step) for p in part], **drawn)
-            if self.step == 0 and torch.is_grad_enabled():  # no weight has moved
+            has_reference = getattr(self.objective, "with_reference", True)
+            if self.step == 0 and torch.is_grad_enabled() and has_reference:  # no weight has moved
                 check_margin(self.system, compared)
             loss = self._loss(compared)
             if torch.is_grad_enabled():
@@ -316,21 +326,13 @@ class Trainer:
         total = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
         return {"grad_norm": total, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
 
-    def _batch(self, step: int) -> list[Pair]:
-        """The pairs of a step: a function of the seed and the step alone, so that a resumed run sees the same."""
-        size, n = self.settings.batch_size, len(self.train_pairs)
-        chosen = []
-        for position in range(step * size, (step + 1) * size):
-            order = _order(n, self.settings.seed, position // n)
-            chosen.append(self.train_pairs[order[position % n]])
-        return chosen
-
     def _seed(self, pair: Pair, step: int) -> int:
         return stream(self.settings.seed, step, pair.index)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        measured = self._means(self.validation_pairs, 0)
+        with self.system.first_reference():  # margins of all validations have one measure
+            measured = self._means(self.validation_pairs, 0)
         metrics = {f"validation/{k}": v for k, v in measured.items() if not k.startswith("count/")}
         metrics |= {f"validation/{k}": v for k, v in self._diagnostics().items()}
         margin = metrics["validation/rewards/margins"]
@@ -366,6 +368,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "best": vars(self.best),
+                "on_policy": self.on_policy.state(),
                 "history": _packed(self.history),
             },
             keep=self.settings.keep_checkpoints,
@@ -388,6 +391,7 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         self.step, self.skipped, self.best = saved["step"], saved["skipped"], Best(**saved["best"])
+        self.on_policy.restore(saved.get("on_policy"))
         self.history = _unpacked(saved["history"])
         if saved.get("measured_by", self.measured_by) != self.measured_by:
             self.history = without_evaluation(self.history)
@@ -425,7 +429,8 @@ def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]
     """Sums over the B pairs, under TRL's names; `components/*` is each component's share of the margin, in nats.
 
     `sampling/effective_samples` (of K, mean of both sides) and `sampling/total_variation` (between the two sides'
-    weights) say how much of a gradient the components before the last have: `losses.posterior_agreement`.
+    weights) say how much of a gradient the components before the last have: `losses.posterior_agreement`;
+    `sampling/distinct_bigrams` how much the K samples' texts differ: `sampling.diversity`.
     """
     sums = {
         "loss": loss.sum(),
@@ -444,8 +449,3 @@ def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
-
-
-def _order(n: int, seed: int, epoch: int) -> list[int]:
-    generator = torch.Generator().manual_seed(stream(seed, epoch))
-    return torch.randperm(n, generator=generator).tolist()

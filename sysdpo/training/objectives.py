@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, get_args
+from typing import Any, ClassVar, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from sysdpo.components.base import identity
 from sysdpo.errors import SettingError, nearest
 from sysdpo.losses import Estimator, direct_margin, posterior_agreement, sampling_margin
+from sysdpo.sampling.diversity import distinct_ngrams
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy, most_contrasting
 from sysdpo.system import CompoundSystem, Pair
@@ -70,6 +71,7 @@ class Direct:
     """SysDPO-Direct: every variable is in the data, so the likelihood factorises (eq. 3 and 4)."""
 
     needs_intermediates: bool = True
+    with_reference: ClassVar[bool] = True
 
     def check(self, system: CompoundSystem) -> None:
         """Any mixture of exact, bounded and constant components can be compared directly."""
@@ -85,7 +87,7 @@ class Direct:
         logps: dict[str, Tensor] = {}
         if all(system.likelihood_of(v) != "bound" for v in system.graph.generated):
             policy, reference = system.log_prob(rows), system.reference_log_prob(rows)
-            ratios = {name: policy[name] - reference[name] for name in policy}
+            ratios = {name: policy[name] - reference[name] * self.with_reference for name in policy}
             joint = torch.stack([p.detach() for p in policy.values()]).sum(0)
             logps = dict(zip(SIDES, joint.chunk(2), strict=True))
         else:
@@ -108,6 +110,24 @@ class Direct:
             terms,
             sides,
         )
+
+
+class WithoutReference(Direct):
+    """The joint margin log p(chosen) - log p(rejected): the loss of multi-agent DPO (MADPO, CoMLRL).
+
+    Nothing holds the system where it was.
+    """
+
+    with_reference = False
+
+    def check(self, system: CompoundSystem) -> None:
+        """Every variable needs a likelihood of its own."""
+        for variable in system.graph.generated:
+            if system.likelihood_of(variable) == "bound":
+                raise SettingError(
+                    f"objective=no_reference: variable {variable.name!r} has only a bound on its log-ratio, and no "
+                    "likelihood of its own; use objective=direct."
+                )
 
 
 class Sampling:
@@ -228,6 +248,9 @@ class Sampling:
             "effective_samples_rejected": effective[1],
             "total_variation": variation,
         }
+        texts = [[v for sample in samples for v in sample.values() if isinstance(v, str)] for samples in drawn]
+        if any(texts):
+            sampling["distinct_bigrams"] = margin.new_tensor([distinct_ngrams(own) for own in texts])
         return Comparison(margin, ratio[0], ratio[1], likelihood, logps, terms, counts=counts, sampling=sampling)
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
             raise SettingError(f"trainer=separate: component {name!r} draws nothing for any of the {len(pairs)} pairs.")
         rate = settings.learning_rates.get(name, settings.learning_rate)  # its text is trained as an answer
         part = {**own, "component": name, "training.learning_rate": str(rate)}
-        _train_one(name, component, [r for r, _ in rows], [n for _, n in rows], settings, rate, folder, part)
+        align_alone(name, component, [r for r, _ in rows], [n for _, n in rows], settings, rate, folder, part)
 
 
 def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: str) -> dict[str, list[int]]:
@@ -91,7 +91,7 @@ def _row(component: LanguageModel, parents: dict[str, Any], pair: Pair, final: s
     }
 
 
-def _train_one(
+def align_alone(
     name: str,
     component: LanguageModel,
     rows: list[dict[str, list[int]]],
@@ -153,7 +153,7 @@ def _train_one(
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=component.codec.tokenizer,
-        callbacks=[_Record(folder / "metrics.jsonl", name), guard],
+        callbacks=[Record(folder / "metrics.jsonl", name), guard],
     )
     trainer.remember(numbers)
     guard.trainer = trainer
@@ -168,7 +168,7 @@ def _train_one(
     component.model.eval()
 
 
-class _Record(TrainerCallback):
+class Record(TrainerCallback):
     """TRL's logged steps as lines of `metrics.jsonl`, with the component's name, and as a progress bar."""
 
     def __init__(self, path: Path, component: str) -> None:

@@ -21,7 +21,7 @@ from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings, measure
 from sysdpo.training.objectives import Direct, Sampling
-from sysdpo.training.separate import _Record, train_separately
+from sysdpo.training.separate import Record, train_separately
 from tests.systems import make_pairs_for, make_tiny, make_two_llm
 
 BETA = 0.3
@@ -176,16 +176,16 @@ def test_separate_dpo_goes_on_where_it_stopped(
 
     expected, logged = train(tmp_path / "whole")
     started: list[tuple[str, int]] = []
-    on_log = _Record.on_log
+    on_log = Record.on_log
 
-    def record(self: _Record, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+    def record(self: Record, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         on_log(self, args, state, control, logs, **more)
         if logs and "loss" in logs:
             started.append((self.component, state.global_step))
             if started.count(interrupted) == 1 and started[-1] == interrupted:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Record, "on_log", record)
+    monkeypatch.setattr(Record, "on_log", record)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "halves")
     before = len(started)

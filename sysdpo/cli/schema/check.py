@@ -36,7 +36,7 @@ HYDRA_S = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 CONVERSIONS = ("none", "partial", "object", "all")
 
-REFERRING = ("objective", "evaluation", "dataset", "logger")
+REFERRING = ("objective", "evaluation", "labels", "dataset", "logger")
 """Checked last: a setting is named by its own place, not by that of who refers to it."""
 
 GIVEN_BY_RUN = {"training": ("beta", "seed")}

@@ -12,10 +12,10 @@ from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
 
 READ = (
-    *("seed", "beta", "train", "trainer", "evaluation", "curve_rows", "evaluation_batch_size"),
+    *("seed", "beta", "train", "trainer", "evaluation", "labels", "curve_rows", "evaluation_batch_size"),
     *("outputs", "table_folder", "run_folder", "data_folder", "study", "experiment", "scale", "method"),
-    *("rows", "metrics", "metric_titles", "title", "paper", "figures", "contrasts"),
-    *("system", "dataset", "objective", "training", "logger", "plan", "benchmark", "hydra"),
+    *("rows", "sheets", "metrics", "metric_titles", "title", "paper", "figures", "contrasts"),
+    *("system", "evaluation_system", "dataset", "objective", "training", "logger", "plan", "benchmark", "hydra"),
 )
 """What commands read of a config by name. All else is there to be referred to: ${llm}, ${sampler}, ${best_of}."""
 

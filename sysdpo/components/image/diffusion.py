@@ -96,6 +96,14 @@ class Diffusion(Component):
         if self._in_reference:  # the outer context switches back
             yield
             return
+        if self._followed is not None:
+            self._in_reference = True
+            try:
+                with self.holding(self._followed):
+                    yield
+            finally:
+                self._in_reference = False
+            return
         flags = [(parameter, parameter.requires_grad) for parameter in self.unet.parameters()]
         policy = self.unet
         self._in_reference = True

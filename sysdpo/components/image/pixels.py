@@ -93,6 +93,13 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def stored(value: Any) -> Any:
+    """A variable's value as a data set stores it: images as PIL pictures, everything else as it is."""
+    if isinstance(value, list):
+        return [stored(v) for v in value]
+    return to_picture(value) if isinstance(value, Tensor) else value
+
+
 def to_picture(pixels: Tensor) -> Image.Image:
     """[3, H, W] in [0, 1] as an 8-bit RGB picture."""
     return Image.fromarray((pixels.detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())

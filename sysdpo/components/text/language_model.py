@@ -156,8 +156,17 @@ class LanguageModel(Component):
         ):
             yield
 
+    def follow(self, weights: Mapping[str, Tensor] | None) -> None:
+        super().follow(weights)
+        if self._memory is not None:
+            self._memory.clear()  # of another reference
+
     @contextmanager
     def reference(self) -> Iterator[None]:
+        if self._followed is not None:
+            with self.holding(self._followed):
+                yield
+            return
         flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         policy = self.model
         try:
@@ -179,16 +188,23 @@ class LanguageModel(Component):
         strategy = sampler if sampler is not None else self.generation
         if strategy is None:
             raise SettingError("this language model has no way to generate; set model.generation.")
-        prompts = [self.codec.prompt_ids(row) for row in parents]
+        drawn = self.draw_ids([self.codec.prompt_ids(row) for row in parents], n, seeds, strategy)
+        texts: list[list[Value]] = [[self.codec.decode(ids) for ids in row] for row in drawn]
+        # different tokens can spell one text, and the text is the variable
+        return [list(dict.fromkeys(row)) if strategy.distinct else row for row in texts]
+
+    @torch.no_grad()
+    def draw_ids(
+        self, prompts: Sequence[Sequence[int]], n: int, seeds: Sequence[int], strategy: TokenSampler
+    ) -> list[list[list[int]]]:
+        """Up to `n` completions of each prompt, as token ids."""
         drawn: list[list[list[int]]] = [[] for _ in prompts]
         with hold_in(self.dtype, self.model, self._wide):  # what autocast makes of them at each product, once
             for rows in self._drawn_together(prompts):
                 some = self._draw(strategy, [prompts[i] for i in rows], n, [seeds[i] for i in rows])
                 for i, ids in zip(rows, some, strict=True):
                     drawn[i] = ids
-        texts: list[list[Value]] = [[self.codec.decode(ids) for ids in row] for row in drawn]
-        # different tokens can spell one text, and the text is the variable
-        return [list(dict.fromkeys(row)) if strategy.distinct else row for row in texts]
+        return drawn
 
     def _drawn_together(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Rows that one batch may hold: all, or those whose prompts are of one length."""

@@ -77,6 +77,11 @@ class RewardModelJudge:
             for row, reference, output in zip(rows, references, outputs, strict=True)
         ]
 
+    def scores(self, rows: Sequence[Mapping[str, Any]], outputs: Sequence[str]) -> list[float]:
+        """The reward of each output."""
+        check_rows(rows, outputs, outputs, columns=["x"])
+        return self.rewards([(row["x"], output) for row, output in zip(rows, outputs, strict=True)])
+
     @torch.inference_mode()
     def rewards(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The reward of each (instruction, answer)."""

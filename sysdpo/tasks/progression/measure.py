@@ -55,6 +55,12 @@ class Progression:
         ]
         return metrics, records
 
+    def scores(self, rows: Sequence[Values], samples: Sequence[Sequence[Values]]) -> tuple[list[list[float]], int]:
+        """See `Labels`: q of each sequence."""
+        asked = [(str(row["attribute"]), o[self.answer]) for row, own in zip(rows, samples, strict=True) for o in own]
+        scored = iter(score_sequences(self.scorer, [o for _, o in asked], [attribute for attribute, _ in asked]))
+        return [[next(scored).score for _ in own] for own in samples], len(asked)
+
     def _numbers(self, row: Values, output: Values, scored: ScoredSequence) -> dict[str, float]:
         """q, and in percent: in order or not; a text that did not parse (scored worst, never in order) or one that did;
         captions that name the place."""

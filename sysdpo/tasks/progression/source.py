@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from sysdpo.components.base import Component
-from sysdpo.components.image.pixels import to_picture
+from sysdpo.components.image.pixels import stored
 from sysdpo.data.files import Record, read_rows
 from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.records import PreferenceData, make_pairs
@@ -83,7 +83,10 @@ class Progressions:
             )
         pairs = make_pairs(read_rows(folder / "train"), system.graph, needs_intermediates=needs_intermediates)
         held, kept = hold_out(pairs, self.validation)
-        return PreferenceData(kept, held, [prompt.row() for prompt in evaluation])
+        drawn = float(len(train) * self.samples)
+        return PreferenceData(
+            kept, held, [prompt.row() for prompt in evaluation], {"answers": drawn, "judge_calls": drawn}
+        )
 
     def _build(
         self,
@@ -189,10 +192,3 @@ def _resized(picture: torch.Tensor, size: int | None) -> torch.Tensor:
         return picture
     resized = F.interpolate(picture[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
     return resized.clamp(0, 1)
-
-
-def stored(value: Any) -> Any:
-    """A variable's value as `datasets` stores it: images as PNG, everything else as it is."""
-    if isinstance(value, list):
-        return [stored(v) for v in value]
-    return to_picture(value) if isinstance(value, torch.Tensor) else value

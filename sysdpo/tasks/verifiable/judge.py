@@ -36,3 +36,8 @@ class OracleJudge:
             preference_from_scores(score(rule, output), score(rule, reference), self.temperature)
             for rule, reference, output in zip((row["oracle"] for row in rows), references, outputs, strict=True)
         ]
+
+    def scores(self, rows: Sequence[Mapping[str, Any]], outputs: Sequence[str]) -> list[float]:
+        """The score of each output in [0, 1]."""
+        check_rows(rows, outputs, outputs, columns=["oracle"])
+        return [score(row["oracle"], output) for row, output in zip(rows, outputs, strict=True)]

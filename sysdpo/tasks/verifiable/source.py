@@ -52,7 +52,8 @@ class VerifiableInstructions:
         train_rows, evaluation = read_rows(folder / "train"), read_rows(folder / "evaluation")
         pairs = make_pairs(train_rows, system.graph, needs_intermediates=needs_intermediates)
         held, kept = hold_out(pairs, self.validation)
-        return PreferenceData(kept, held, evaluation)
+        drawn = float(self.prompts * self.samples)
+        return PreferenceData(kept, held, evaluation, {"answers": drawn, "judge_calls": drawn})
 
     def _build(self, system: CompoundSystem, final: str, folder: Path) -> None:
         train = self.instructions("train", self.prompts, self.seed)

@@ -1,0 +1,50 @@
+"""What a row has cost: answers drawn to train on, drafts, judge calls and CPU seconds, in `budget.json` of the run."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sysdpo.runs.files import write_json
+from sysdpo.runs.folder import RunFolder
+
+BUDGET = "budget.json"
+
+
+@contextmanager
+def timed(folder: Path) -> Iterator[None]:
+    """Adds the CPU seconds of this process to those that earlier, interrupted ones have spent on the run's training."""
+    before = float((RunFolder(folder).budget or {}).get("cpu_seconds", 0.0))
+    began = time.process_time()
+    try:
+        yield
+    finally:
+        write_json(folder / BUDGET, {"cpu_seconds": round(before + time.process_time() - began, 2)})
+
+
+def write_budget(
+    folder: Path,
+    data: Mapping[str, float],
+    trained: Mapping[str, float],
+    history: Sequence[Mapping[str, Any]],
+    draws: int,
+) -> None:
+    """The whole budget of a run.
+
+    Args:
+        data: what making the training pairs took, if they were made: `answers`, `judge_calls`.
+        trained: what a trainer says that it took beyond them.
+        history: the lines of `metrics.jsonl`, which say what was redrawn and how many drafts were summed over.
+        draws: answers drawn for each prompt when the system is used.
+    """
+    totals = {"answers": 0.0, "drafts": 0.0, "judge_calls": 0.0}
+    for name in totals:
+        totals[name] += data.get(name, 0.0) + trained.get(name, 0.0)
+        totals[name] += sum(float(line.get(f"redraw/{name}", 0.0)) for line in history)
+    totals["drafts"] += sum(float(line.get("count/samples", 0.0)) for line in history)
+    spent = (RunFolder(folder).budget or {}).get("cpu_seconds", 0.0)
+    write_json(
+        folder / BUDGET,
+        {**{name: int(total) for name, total in totals.items()}, "answers_a_prompt": draws, "cpu_seconds": spent},
+    )
