@@ -61,7 +61,9 @@ def ours(options: Options, **settings: Any) -> Work:
     pairs = make_pairs(options, component)
     component.trainable(True)
     system = CompoundSystem(SystemGraph(GRAPH, {"m": component}), {"m": component})
-    optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in system.parameters() if p.requires_grad], lr=options.get("rate", RATE), weight_decay=0.0
+    )
 
     def step() -> dict[str, float]:
         loss = preference_loss(Direct().compare(system, pairs, range(len(pairs))).margin, BETA).mean()
@@ -113,7 +115,9 @@ def trl(options: Options, best: bool) -> Work:
     model: Any = trainer.model
     data: Any = trainer.train_dataset
     batch = trainer.data_collator([data[i] for i in range(len(rows))])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=options.get("rate", RATE), weight_decay=0.0
+    )
 
     def step() -> dict[str, float]:
         model.train()

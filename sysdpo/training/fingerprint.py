@@ -21,6 +21,7 @@ NOT_OF_THE_WEIGHTS = (
     "steps",
     "micro_batch_size",
     "draw_batch_size",
+    "sort_by_length",
     "checkpoint_every",
     "keep_checkpoints",
     "evaluate_every",

@@ -42,6 +42,7 @@ class TrainingSettings(OnPolicySettings):
     batch_size: int = 8
     micro_batch_size: int = 8
     draw_batch_size: int | None = None
+    sort_by_length: bool = True
     learning_rate: float = 1e-4
     beta: float = 0.1
     intermediate_learning_rate: float | None = None
@@ -284,6 +285,8 @@ class Trainer:
         """Means over the pairs, sums of counts; with gradients enabled, those of the mean loss are added up."""
         size, beta = self.settings.micro_batch_size, self.settings.beta
         sums: dict[str, float] = {}
+        if self.settings.sort_by_length and len(pairs) > size:
+            pairs = sorted(pairs, key=_characters)  # a micro batch is padded to its longest pair
         ahead: Drawn | None = None
         if (at_once := self.settings.draw_batch_size) is not None:
             ahead = self.objective.draw_ahead(self.system, pairs, [self._seed(p, step) for p in pairs], at_once)
@@ -445,6 +448,13 @@ def measure(compared: Comparison, loss: Tensor, beta: float) -> dict[str, float]
     sums |= {f"sampling/{name}": value.sum() for name, value in compared.sampling.items()}
     metrics = {name: float(value) for name, value in sums.items()}
     return metrics | {f"count/{name}": value for name, value in compared.counts.items()}
+
+
+def _characters(pair: Pair) -> int:
+    """Of all texts of a pair."""
+    values = [v for part in (pair.inputs, pair.chosen, pair.rejected) for v in part.values()]
+    each = [one for v in values for one in (v if isinstance(v, list | tuple) else [v])]
+    return sum(len(str(one)) for one in each if isinstance(one, str | Mapping))
 
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -275,7 +275,7 @@ def test_table_2_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
         "planned": 2 * (second - 5 + 2 * 5 + 2 * (second + 2 * 5)),  # the longer frame for both
     }
     assert {name: f["tokens"] for name, f in found.items() if "tokens" in f and name != "train: score, back"} == {
-        "train: draw y": {"measured": 2 * 2 * 5, "planned": 2 * 2 * 5},
+        "train: draw y": {"measured": 3 * 2 * 5, "planned": 3 * 2 * 5},  # for all three pairs at a time
         "evaluate: y": {"measured": 2 * 5, "planned": 2 * 5},
         "evaluate: z": {"measured": 2 * 5, "planned": 2 * 5},
     }
@@ -300,34 +300,23 @@ def test_table_1_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
         assert times == pytest.approx(images / at_once)
 
 
-def test_the_benchmark_s_variants_reach_the_same_losses(tmp_path: Path) -> None:
-    """TRL's trainer and all of ours do the same updates from the same start, so their times can be compared."""
+def test_the_benchmark_s_ways_reach_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's trainer and ours do the same updates from the same start, so their times can be compared."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "benchmarks"))
     script = load_script("training_step")
     torch.manual_seed(0)
     config = AutoConfig.for_model("llama", **LM, vocab_size=300, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    lengths = ["--batch-size", "2", "--prompt-tokens", "20", "--completion-tokens", "12", "--rounds", "3"]
-    script.RATE = 1e-2
-    result = script.main(
-        [
-            "--model",
-            str(tmp_path / "model"),
-            "--device",
-            "cpu",
-            "--dtype",
-            "float32",
-            *lengths,
-            "--results",
-            str(tmp_path),
-        ]
-    )
-    losses = [variant["losses"] for variant in result["variants"].values()]
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    place = {"model": str(tmp_path), "weights": "pretrained", "device": "cpu", "dtype": "float32"}
+    lengths = {"batch": 2, "prompt_tokens": 90, "completion_tokens": 12, "rounds": 2, "rate": 3e-3}
+    result = script.run({**place, **lengths})
+    losses = [[turn["loss"] for turn in turns] for turns in result["turns"].values()]
     assert len(losses) == 4
     assert losses[0][0] == pytest.approx(0.693147, abs=1e-4)
     assert abs(losses[0][-1] - losses[0][0]) > 1e-3
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], abs=2e-4)
-    [written] = tmp_path.glob("*.json")
-    assert json.loads(written.read_text())["variants"].keys() == result["variants"].keys()
-    assert all(v["median_seconds"] > 0 for v in result["variants"].values())
+    names = {f"step_{what}_{against}_batch2" for what in ("time", "memory") for against in ("vs_trl", "vs_trl_best")}
+    assert {figure["name"] for figure in result["figures"]} == names
+    assert all(0 < figure["low"] <= figure["ratio"] <= figure["high"] for figure in result["figures"])

@@ -275,6 +275,26 @@ def test_accumulation_1x8_equals_8x1(objective: Any, tmp_path: Path, monkeypatch
             assert torch.allclose(value, runs[0][1][name], atol=5e-4), name
 
 
+def test_pairs_of_like_lengths_share_a_micro_batch(tmp_path: Path) -> None:
+    """Long, short, long, short, two at a time: sorted, no text is padded to another's length; all else is equal."""
+    runs = []
+    for sort in (False, True):
+        system, seen = make_two_llm(max_new_tokens=40), []  # type: ignore[var-annotated]
+        texts = ["a long one " * 3, "b", "a longer one " * 3, "c"]
+        pairs = [Pair(i, {"x": t}, {"y": t, "z": t}, {"y": t, "z": t + "!"}) for i, t in enumerate(texts)]
+        embeddings = system.component("psi1").causal_lm.get_input_embeddings()  # type: ignore[operator, union-attr]
+        embeddings.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0].numel()))
+        changes = {"steps": 1, "micro_batch_size": 2, "sort_by_length": sort, "learning_rate": 1e-3}
+        rows = train(system, pairs, tmp_path / str(sort), **changes)
+        runs.append((sum(seen), rows[0], trainable_state(system)))
+    (apart, first, state), (sorted_, second, same) = runs
+    assert sorted_ < 0.7 * apart
+    for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
+        assert second[name] == pytest.approx(first[name], rel=1e-5), name
+    for name, value in state.items():
+        assert torch.allclose(value, same[name], atol=1e-4), name
+
+
 @pytest.mark.parametrize("objective", [OBJECTIVES[name] for name in ("direct", "beams", "monte_carlo", "importance")])
 def test_a_run_stopped_at_step_k_goes_on_as_if_it_had_not(
     objective: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
