@@ -259,4 +259,4 @@ def test_the_long_table_lies_beside_the_laptops() -> None:
     assert laptop.pop("run_folder") == "outputs/table2/laptop/sysdpo_sampling/seed=0"
     assert laptop["data_folder"] == long["data_folder"] == "outputs/table2/laptop/data"
     differing = {name for name in laptop if laptop[name] != long[name]}
-    assert differing == {"table_folder", "study"}
+    assert differing == {"table_folder", "study", "logger"}  # which is told of both

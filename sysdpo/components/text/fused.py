@@ -37,39 +37,35 @@ class _Adapted(torch.autograd.Function):
         return into_x, None, into_a, into_b, None
 
 
+class Fused(Linear):
+    """PEFT's layer with one adapter, computed in one product; in any other state of it, PEFT's own forward."""
+
+    def forward(self, x: Tensor, *args: Any, **more: Any) -> Tensor:
+        known = self.active_adapters == ["default"] and list(self.lora_A) == ["default"]
+        if args or more or self.disable_adapters or self.merged or not known or x.dtype != torch.float32:
+            result: Tensor = super().forward(x, *args, **more)
+            return result
+        a, b = self.lora_A["default"].weight, self.lora_B["default"].weight
+        adapted: Tensor = _Adapted.apply(x, self.base_layer, a, b, float(self.scaling["default"]))
+        return adapted
+
+
 def fuse(model: nn.Module) -> int:
     """Let the plain LoRA layers of a model in fp32 compute so; how many do. Others are left as PEFT has them."""
-    fused = 0
-    for module in model.modules():
-        if isinstance(module, Linear) and _is_plain(module):
-            module.forward = _forward_of(module, module.forward)  # type: ignore[method-assign]
-            fused += 1
-    return fused
+    plain = [module for module in model.modules() if type(module) is Linear and _is_plain(module)]
+    for module in plain:
+        module.__class__ = Fused  # weights, names and what is saved stay PEFT's
+    return len(plain)
 
 
 def _is_plain(layer: Linear) -> bool:
     base = layer.base_layer
-    names = list(layer.lora_A)
     return (
-        type(layer) is Linear
-        and type(base) is nn.Linear
-        and names == ["default"]
+        type(base) is nn.Linear
+        and list(layer.lora_A) == ["default"]
         and not layer.lora_variant
         and isinstance(layer.lora_dropout["default"], nn.Identity)
         and layer.lora_B["default"].bias is None
         and all(p.dtype == torch.float32 for p in layer.parameters())
         and not base.weight.requires_grad
     )
-
-
-def _forward_of(layer: Linear, otherwise: Any) -> Any:
-    def forward(x: Tensor, *args: Any, **more: Any) -> Tensor:
-        known = layer.active_adapters == ["default"] and list(layer.lora_A) == ["default"]
-        if args or more or layer.disable_adapters or layer.merged or not known or x.dtype != torch.float32:
-            result: Tensor = otherwise(x, *args, **more)
-            return result
-        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        adapted: Tensor = _Adapted.apply(x, layer.base_layer, a, b, float(layer.scaling["default"]))
-        return adapted
-
-    return forward
