@@ -17,7 +17,7 @@ from tests.composed import SYSTEMS, build
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("benchmark", ["scale=smoke", "device=cpu", *overrides])
+        return compose("benchmark", ["scale=smoke", "device=cpu", "max_draft_tokens=${max_new_tokens}", *overrides])
 
 
 @pytest.mark.parametrize("vocabulary", [128_256, 151_936])

@@ -37,7 +37,7 @@ WIDE = [
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("plan", ["scale=smoke", "device=cpu", *overrides])
+        return compose("plan", ["scale=smoke", "device=cpu", "max_draft_tokens=${max_new_tokens}", *overrides])
 
 
 def shapes_of(config: DictConfig) -> CompoundSystem:
