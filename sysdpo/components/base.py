@@ -172,6 +172,9 @@ class Component(nn.Module):
         """What the component observed since it was last asked, for the log: mean values by name."""
         return {}
 
+    def forget(self) -> None:
+        """Drop the numbers that are remembered of earlier calls: they carry the rounding of the batches they came in."""
+
     @property
     def is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.parameters())

@@ -101,6 +101,8 @@ def prepare_data(config: DictConfig, system: CompoundSystem, needs_intermediates
     source = instantiate({k: v for k, v in content.items() if k != "name"})
     with untrained(system):
         data = source.prepare(system, made_data(config), needs_intermediates)
+    for name in system.components:
+        system.component(name).forget()  # a run that finds its data never knew it
     pairs = [*data.train, *data.validation]
     for side in ("chosen", "rejected"):
         system.check_rows([pair.row(side) for pair in pairs], [pair.index + 1 for pair in pairs])

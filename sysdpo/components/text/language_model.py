@@ -242,6 +242,10 @@ class LanguageModel(Component):
     def _completion(self, value: Value, parents: Mapping[str, Value]) -> Completion:
         return Completion(self.codec.prompt_ids(parents), self.codec.completion_ids(str(value)))
 
+    def forget(self) -> None:
+        if self._memory is not None:
+            self._memory.clear()
+
     @torch.no_grad()
     def _reference_score(self, completions: Sequence[Completion]) -> Tensor:
         memory = self._memory
