@@ -173,7 +173,7 @@ class Component(nn.Module):
         return {}
 
     def forget(self) -> None:
-        """Drop the numbers that are remembered of earlier calls: they carry the rounding of the batches they came in."""
+        """Drop numbers that are remembered of earlier calls: they carry the rounding of the batches they came in."""
 
     @property
     def is_trainable(self) -> bool:
