@@ -363,8 +363,8 @@ def test_a_bound_needs_noise_and_one_caption() -> None:
 @pytest.mark.parametrize(
     ("bound", "message"),
     [
-        ({"reduction": "max"}, "bound.reduction='max'"),
-        ({"weighting": "snr"}, "bound.weighting='snr'"),
+        ({"reduction": "max"}, "bound.reduction: unknown 'max'"),
+        ({"weighting": "snr"}, "bound.weighting: unknown 'snr'"),
         ({"draws": 0}, "bound.draws=0"),
         ({"strength": 2500}, "set bound.beta"),
         ({"strengt": 1}, "strengt"),
