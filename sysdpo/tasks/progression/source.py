@@ -95,7 +95,7 @@ class Progressions:
         evaluation: Sequence[ProgressionPrompt],
         folder: Path,
     ) -> None:
-        drawn = self._draw(with_images_from(system, self.generator), train, folder / "samples.partial")
+        drawn = self._draw(_with_images_from(system, self.generator), train, folder / "samples.partial")
         columns = [v.name for v in system.graph.generated]
         rows: list[Record] = []
         for prompt, start in zip(train, range(0, len(drawn), self.samples), strict=True):
@@ -178,7 +178,7 @@ def only_sequence(system: CompoundSystem) -> str:
     return finals[0].name
 
 
-def with_images_from(system: CompoundSystem, generator: Callable[[], Component] | None) -> CompoundSystem:
+def _with_images_from(system: CompoundSystem, generator: Callable[[], Component] | None) -> CompoundSystem:
     """The system with another component in place of its image model; None keeps it."""
     if generator is None:
         return system
