@@ -91,7 +91,7 @@ def script(options: Options) -> Work:
     unet, [reference], scheduler = component.unet, component._frozen_copy, component.scheduler
     sides = [pair.row(side)["y"] for side in ("chosen", "rejected") for pair in pairs]
     with torch.no_grad():
-        latents = component._latents(sides)  # [2 B, C, h, w], the chosen ones first
+        latents = component._latents(sides).to(unet.device)  # [2 B, C, h, w], the chosen ones first
         features = component._conditions([pair.inputs["x"] for pair in pairs] * 2)
     steps = int(scheduler.config.num_train_timesteps)
     drawn = [_draw(_mix(pair.index, 0, 0), 1, steps, component.codec.latent_shape) for pair in pairs]
