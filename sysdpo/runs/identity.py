@@ -32,15 +32,8 @@ NEITHER = (
 
 WITHOUT_EFFECT = (
     *("device", "gradient_checkpointing", "share_prefix", "head_on_completions", "remember_reference"),
-    *(
-        "skip_hidden",
-        "fuse_adapters",
-        "trust_remote_code",
-        "python",
-        "batch_size",
-        "micro_batch_size",
-        "draw_batch_size",
-    ),
+    *("skip_hidden", "fuse_adapters", "trust_remote_code", "batch_size", "micro_batch_size", "draw_batch_size"),
+    *("python",),
     *("checkpoint_every", "keep_checkpoints", "nonfinite"),
     *("concurrency", "timeout_s", "max_attempts", "first_wait_s", "longest_wait_s", "longest_retry_after_s"),
     *("api_key_env", "cache_dir", "assume_yes", "characters_per_token"),
@@ -85,7 +78,7 @@ def identity(config: Mapping[str, Any], data: str | None = None) -> Identity:
         parts.pop("curve_rows", None)
     if not training.get("redraw_every") and not isinstance(parts.get("trainer"), Mapping):
         parts.pop("labels", None)  # who labels pairs that are made during training: none are
-    if not training.get("redraw_every") and training.get("reference", "fixed") == "fixed":
+    if training and not training.get("redraw_every") and training.get("reference", "fixed") == "fixed":
         parts["training"] = {key: value for key, value in training.items() if key not in ON_POLICY}
     return Identity(*(digest({k: parts[k] for k in keys if k in parts}) for keys in (TRAINING, EVALUATION)))
 
