@@ -12,13 +12,22 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoConfig, AutoModelForCausalLM, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+)
+from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from sysdpo.components.hub import check_available
 from sysdpo.components.weights import ARCHITECTURES, architecture_folder
@@ -53,6 +62,11 @@ PUBLISHED = {  # parameters, as the model cards and the checkpoints' own indices
     "sdxl/vae": 83_653_863,
     "sdxl/text_encoder": 123_060_480,
     "sdxl/text_encoder_2": 694_659_840,
+    "sd35_medium/transformer": 2_243_171_520,
+    "sd35_medium/vae": 83_819_683,
+    "sd35_medium/text_encoder": 123_650_304,
+    "sd35_medium/text_encoder_2": 694_659_840,
+    "sd35_medium/text_encoder_3": 4_762_310_656,
 }
 
 
@@ -65,10 +79,14 @@ def test_the_shipped_architectures_have_the_published_number_of_parameters(part:
         model: Any
         if part.endswith("unet"):
             model = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+        elif part.endswith("transformer"):
+            model = SD3Transformer2DModel.from_config(SD3Transformer2DModel.load_config(folder))
+        elif part.endswith("_3"):
+            model = T5EncoderModel(T5Config.from_pretrained(folder))
         elif part.endswith("vae"):
             model = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
         elif "text" in part:
-            cls = CLIPTextModelWithProjection if part.endswith("_2") else CLIPTextModel
+            cls = CLIPTextModelWithProjection if part.endswith("_2") or "sd35" in part else CLIPTextModel
             model = cls(CLIPTextConfig.from_pretrained(folder))
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
@@ -94,7 +112,8 @@ def test_table_2_states_the_paper_s_settings() -> None:
 def test_table_1_keeps_its_own_data() -> None:
     config = composed("experiment=table1", "scorer.folder=null")
     assert config.dataset.name == "progression"
-    assert hub_models(config) == list(ARCHITECTURES)[:1] + list(ARCHITECTURES)[2:]
+    drawn = ["stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"]
+    assert hub_models(config) == ["meta-llama/Meta-Llama-3-8B-Instruct", *drawn]
     assert composed("experiment=table2", "dataset=jsonl", "dataset.path=x").dataset.name == "jsonl"
 
 
