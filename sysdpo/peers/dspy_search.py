@@ -48,14 +48,16 @@ class System(dspy.Module):
         self.variables = variables
         for variable in variables:
             predictor = dspy.Predict(f"{', '.join(variable['parents'])} -> {variable['name']}")
-            predictor.set_lm(lms[variable["component"]])
             setattr(self, f"draw_{variable['name']}", predictor)
-        self.adapters = {v["name"]: OwnPrompts(v["system"], v["template"]) for v in variables}
+        # in the context of each call: a predictor's own model is forgotten by the search, which resets it
+        self.contexts = {
+            v["name"]: {"adapter": OwnPrompts(v["system"], v["template"]), "lm": lms[v["component"]]} for v in variables
+        }
 
     def forward(self, **inputs: Any) -> Any:
         values = dict(inputs)
         for variable in self.variables:
-            with dspy.context(adapter=self.adapters[variable["name"]]):
+            with dspy.context(**self.contexts[variable["name"]]):
                 parents = {alias: values[name] for alias, name in variable["parents"].items()}
                 drawn = getattr(self, f"draw_{variable['name']}")(**parents)
             values[variable["name"]] = getattr(drawn, variable["name"])
