@@ -57,7 +57,7 @@ class Slurm:
     """Started in `folder`, whose path must be short enough for a socket; `environment` is what its users need."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.newest = folder, 0  # the number of the last job that somebody asked for
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         (folder / "munge").mkdir(mode=0o700)
         (folder / "state").mkdir()

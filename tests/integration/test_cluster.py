@@ -19,7 +19,7 @@ from tests.integration.test_faults import waiting_for as wait
 
 pytestmark = pytest.mark.timeout(3000)
 
-SMALL = ("scale=smoke", "training.validate_every=0", "training.checkpoint_every=1000", "training.steps=40")
+SMALL = ("scale=smoke", "training.validate_every=0", "training.checkpoint_every=1000", "training.steps=100")
 ROW = ("method=sysdpo_psi1", "logger=none")
 
 
@@ -81,7 +81,7 @@ def test_a_job_told_to_stop_keeps_a_checkpoint_is_started_anew_and_goes_on(
     (task,) = tasks(tmp_path)
     os.kill(task, number)
     (kept,) = waiting_for(lambda: list((row(tmp_path) / "checkpoints").glob("step=*.pt")))
-    assert 0 < int(kept.stem.removeprefix("step=")) < 40  # none was due before the last update
+    assert 0 < int(kept.stem.removeprefix("step=")) < 100  # none was due before the last update
     _, errors = process.communicate(timeout=1500)
     assert process.returncode == 0, errors
     assert not Path(f"/proc/{task}").exists()
@@ -139,9 +139,14 @@ QUEUE = ("hydra/launcher=slurm", "hydra.launcher.timeout_min=20")
 
 
 def submitted(slurm: Slurm) -> str:
-    """The number of the newest job that runs."""
-    numbers: list[str] = waiting_for(lambda: slurm.run("squeue", "-h", "-t", "RUNNING", "-o", "%A").split())
-    return max(numbers, key=int)
+    """The number of the job that runs and was not there before."""
+
+    def newer() -> list[int]:
+        running = slurm.run("squeue", "-h", "-t", "RUNNING", "-o", "%A").split()
+        return [number for number in map(int, running) if number > slurm.newest]
+
+    (slurm.newest,) = waiting_for(newer)
+    return str(slurm.newest)
 
 
 @pytest.mark.slow
