@@ -79,7 +79,7 @@ LIMITS: dict[str, Limits] = {
     "patience": COUNT,
     "beta": Limits(above=0, most=1e6),
     # of samples
-    "k": Limits(1, 1_024),
+    "k": Limits(1, 65_536),
     "candidates": Limits(1, 1_024),
     "groups": Limits(1, 1_024),
     "diversity_penalty": NOT_NEGATIVE,

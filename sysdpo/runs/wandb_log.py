@@ -171,7 +171,7 @@ class WandbLogger:
         return "\n".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _started(start: Callable[[], Any], tries: int = 5) -> Any:
+def _started(start: Callable[[], Any], tries: int = 20) -> Any:
     """W&B's run; a moment later where the folder of one that was just killed still has this second's name."""
     for left in reversed(range(tries)):
         try:

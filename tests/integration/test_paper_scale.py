@@ -282,7 +282,7 @@ def test_table_2_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
 
 
 def test_table_1_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = [*TABLE1, "diffusion.batch_size=6", "dataset.generator.batch_size=2"]
+    overrides = [*TABLE1, "training.evaluate_every=0", "diffusion.batch_size=6", "dataset.generator.batch_size=2"]
     result = measured([*overrides, "plan.known_tokens.table1.text=9"], tmp_path, monkeypatch)
     check_figures(result, overrides)
     question = "Write one caption for each of the 3 images, in order, as a numbered list (1. 2. 3.) and nothing else."

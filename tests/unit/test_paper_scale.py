@@ -90,7 +90,8 @@ def test_the_shipped_architectures_have_the_published_number_of_parameters(part:
             model = cls(CLIPTextConfig.from_pretrained(folder))
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[part]
+    again = "encoder.embed_tokens"  # T5's one embedding, under its second name
+    assert sum(p.numel() for name, p in model.named_parameters() if not name.startswith(again)) == PUBLISHED[part]
 
 
 # ---- configs -------------------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def test_the_system_s_own_samples_are_planned_for() -> None:
     assert training_prompts({**dataset, "limit": 100}) == 100
     assert evaluation_rows(dataset) == 193
     config = composed("experiment=table2", "dataset=own_samples", "judge=none")
-    assert evaluation_models(config) == {"dataset.judge": "Skywork/Skywork-Reward-V2-Qwen3-4B"}
+    assert evaluation_models(config) == {"dataset.judge.model": "Skywork/Skywork-Reward-V2-Qwen3-4B"}
 
 
 @pytest.mark.parametrize(("scale", "said"), [("paper", None), ("mini", None), ("laptop", "Answer briefly and")])

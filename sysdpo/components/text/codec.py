@@ -207,10 +207,10 @@ class TextCodec:
         return text.rstrip() if self.prompt.prefix else text.strip()
 
     def made_up(self, key: int, tokens: int) -> str:
-        """A text of that many tokens, in English, which begins with the key."""
+        """A text of that many tokens, in English, which begins with the key read backwards: short texts differ too."""
         passage = " ".join(PASSAGE.read_text(encoding="utf-8").split())
         needed = tokens * CHARACTERS_PER_TOKEN
-        text = f"{key} " + (passage * (1 + needed // len(passage)))[:needed]
+        text = f"{key} "[::-1].strip() + " " + (passage * (1 + needed // len(passage)))[:needed]
         return str(self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 
 

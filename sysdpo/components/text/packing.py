@@ -111,7 +111,9 @@ class Pack:
                 # in the precision that the model computes in, which is not always that of its weights (see `probe`)
                 computed = more.get("dtype") or model.dtype
                 added = torch.zeros_like(mask, dtype=computed).masked_fill_(mask.logical_not(), -torch.inf)
-                if blocks and self.shares_prefix and mask.device.type != "meta":
+                if (
+                    blocks and self.shares_prefix and type(mask) is Tensor and not mask.is_meta
+                ):  # with values, not a plan's
                     found = blocks_of(mask[:, 0], self.segments)
                     if found:
                         cut[id(added)] = added, found  # kept, so that its id stays its own
