@@ -56,7 +56,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["experiment=tabel2"], ["experiment: unknown 'tabel2'", "did you mean 'table2'"]),
         (["scale=smok"], ["scale: unknown 'smok'", "did you mean 'smoke'"]),
         (["sampler=diverse"], ["sampler: unknown 'diverse'", "did you mean 'diverse_beam'"]),
-        (["model@llm=tiny"], ["model: unknown 'tiny'", "did you mean 'tiny_"]),
+        (["model@llm=tiny_ll"], ["model: unknown 'tiny_ll'", "did you mean 'tiny_llm'"]),
         (["nonsense=1"], ["nonsense"]),
         (["beta"], ["beta"]),
         (["train=[psi3]"], ["train: unknown 'psi3'", "did you mean 'psi"]),

@@ -37,7 +37,7 @@ class PlainSystem:
     """The factors of a system, one at a time."""
 
     def __init__(self, name: str) -> None:
-        smaller = ["max_new_tokens=5", "max_draft_tokens=5", "llm.architecture.num_hidden_layers=1"]
+        smaller = ["max_new_tokens=5", "max_draft_tokens=5", "manner=brief", "llm.architecture.num_hidden_layers=1"]
         if name not in TEXT_SYSTEMS:
             smaller.append(f"bound.num_timesteps={DIFFUSION_STEPS}")
         config = compose_system(name, smaller)
@@ -130,7 +130,7 @@ def assert_same(system: CompoundSystem, actual: Tensor, expected: Tensor) -> Non
     for component in system.trainable:
         names = [name for name in plain if name.startswith(f"components.{component}.")]
         largest = max(float(plain[name].abs().max()) for name in names)
-        assert largest > 1e-4, component
+        assert largest > 1e-3, component
         for name in names:
             assert float((ours[name] - plain[name]).abs().max()) <= 1e-5 * max(1.0, largest), name
 

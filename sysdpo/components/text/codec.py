@@ -210,7 +210,7 @@ class TextCodec:
         """A text of that many tokens, in English, which begins with the key read backwards: short texts differ too."""
         passage = " ".join(PASSAGE.read_text(encoding="utf-8").split())
         needed = tokens * CHARACTERS_PER_TOKEN
-        text = f"{key} "[::-1].strip() + " " + (passage * (1 + needed // len(passage)))[:needed]
+        text = f"{str(key)[::-1]} " + (passage * (1 + needed // len(passage)))[:needed]
         return str(self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 
 

@@ -111,9 +111,8 @@ class Pack:
                 # in the precision that the model computes in, which is not always that of its weights (see `probe`)
                 computed = more.get("dtype") or model.dtype
                 added = torch.zeros_like(mask, dtype=computed).masked_fill_(mask.logical_not(), -torch.inf)
-                if (
-                    blocks and self.shares_prefix and type(mask) is Tensor and not mask.is_meta
-                ):  # with values, not a plan's
+                has_values = type(mask) is Tensor and not mask.is_meta  # a plan's has none
+                if blocks and self.shares_prefix and has_values:
                     found = blocks_of(mask[:, 0], self.segments)
                     if found:
                         cut[id(added)] = added, found  # kept, so that its id stays its own
