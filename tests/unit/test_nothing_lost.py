@@ -535,9 +535,8 @@ def test_component_names_that_could_not_be_kept_are_refused(name: str) -> None:
 
 def test_names_that_mean_something_to_torch_are_those_that_are_written_down() -> None:
     names = {name for name in dir(nn.ModuleDict()) if not name.startswith("_")}
-    assert (
-        names - {"smart_apply"} == MEANT_BY_TORCH
-    )  # transformers adds that one, if a model of a certain kind was made
+    # transformers gives every module the last one, once a model of certain kinds was made
+    assert names | {"smart_apply"} == MEANT_BY_TORCH
 
 
 @pytest.mark.parametrize("name", ["psi1", "query-rewriter", "Schreiber_ü", "model 2", "a=b"])
