@@ -72,6 +72,7 @@ class WandbLogger:
         if mode not in MODES:
             raise SettingError(f"logger.mode: {nearest(mode, MODES)}")
         os.environ.setdefault("WANDB_SILENT", "true")
+        _leave_the_parents_service()
         import wandb
 
         self.wandb, self.files = wandb, RunFolder(Path(run_folder))
@@ -169,6 +170,14 @@ class WandbLogger:
                 return "\n".join(map(str, values))
             return self.wandb.Image(np.concatenate([np.asarray(image) for image in images], axis=1))
         return "\n".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _leave_the_parents_service() -> None:
+    """W&B serves all of a process by one helper, whose address child processes inherit. A killed child's run would stay
+    open there for as long as the parent lives, and could not go on: each process has a helper of its own."""
+    address = os.environ.get("WANDB_SERVICE", "")  # version-pid-kind-path
+    if address.split("-")[1:2] != [str(os.getpid())]:
+        os.environ.pop("WANDB_SERVICE", None)
 
 
 def _started(start: Callable[[], Any], tries: int = 20) -> Any:

@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -144,6 +147,25 @@ def test_a_run_that_goes_on_is_the_same_run_and_its_data_are_an_artifact(tmp_pat
     folders = [path.name for path in tmp_path.glob("wandb/offline-run-*")]
     assert {name.split("-")[3] for name in folders} == {"0123abcd"}
     assert [paths for kind, paths in run["artifacts"] if kind == "dataset"] in ([["pairs.jsonl"]], [[data.as_uri()]])
+
+
+KILLED = """
+import os, signal, sys
+from sysdpo.runs.wandb_log import WandbLogger
+logger = WandbLogger("p", "offline", sys.argv[1], "g", [], sys.argv[1] + "/run", {}, "4567cdef")
+logger.log({"step": 1, "loss": 0.7})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_run_of_a_killed_child_goes_on_while_its_parent_s_own_helper_lives(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    parent = WandbLogger("p", "offline", tmp_path, "g", [], tmp_path / "run", {}, "other")  # its helper is up
+    child = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert child.returncode == -signal.SIGKILL
+    again = WandbLogger("p", "offline", tmp_path, "g", [], tmp_path / "run", {}, "4567cdef")
+    again.finish()
+    parent.finish()
 
 
 def test_the_workspace_shows_results_training_and_components(monkeypatch: pytest.MonkeyPatch) -> None:
