@@ -97,13 +97,13 @@ report-moa:  ## likewise
 report-table1 report-table2 report-table2_roles report-moa report-peers: report-%: $(READY)
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
-ABLATIONS = beta samples single_sample diversity_penalty strategies
+ABLATIONS = beta samples diversity_penalty strategies
 
 reproduce-ablations: $(READY)  ## the sweeps over beta, K, diversity penalty and strategy, one after the other: SEEDS=0,1,2
 	$(foreach sweep,$(ABLATIONS),$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) sweep=$(sweep) seed=$(SEEDS) $(ARGS) &&) true
 
 sweep-table1:  ## an ablation of Table 1's method: SWEEP=beta
-sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|estimators|diversity_penalty|strategies|single_sample|grid
+sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|estimators|diversity_penalty|strategies|grid
 sweep-table1 sweep-table2: sweep-%: $(READY)
 	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 

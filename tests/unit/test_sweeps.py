@@ -167,10 +167,9 @@ def test_an_interruption_leaves_a_summary_of_what_is_there(run: Callable[..., in
 def test_ready_made_sweeps_are_the_paper_s(run: Callable[..., int]) -> None:
     seen: list[Any] = []
     expected = {
-        "samples": 7,
+        "samples": 12,
         "diversity_penalty": 4,
         "strategies": 3,
-        "single_sample": 3,
         "estimators": 12,
     }
     for name, count in expected.items():
@@ -181,8 +180,10 @@ def test_ready_made_sweeps_are_the_paper_s(run: Callable[..., int]) -> None:
         assert len({config.data_folder for config in seen}) == 1
         values = [(c.sampler.draw._target_.split(".")[-1], c.sampler.k, c.sampler.get("candidates")) for c in seen]
         if name == "samples":
-            assert values == [("DiverseBeam", k, None) for k in (2, 4, 8)] + [
-                ("MonteCarlo", k, None) for k in (2, 4, 8, 16)
+            assert [(*value[:2], c.objective.estimator) for value, c in zip(values, seen, strict=True)] == [
+                *(("DiverseBeam", k, "sum") for k in (2, 4, 8)),
+                *(("MonteCarlo", k, "sum") for k in (1, 2, 4, 8, 16)),
+                *(("MonteCarlo", k, "importance") for k in (2, 4, 8, 16)),
             ]
         if name == "diversity_penalty":
             assert [c.sampler.draw.diversity_penalty for c in seen] == [0, 1, 10, 20]
@@ -192,8 +193,6 @@ def test_ready_made_sweeps_are_the_paper_s(run: Callable[..., int]) -> None:
             assert {(c.method.name, c.objective.estimator, c.sampler.k) for c in seen} == set(
                 itertools.product(("sysdpo_sampling", "sysdpo_psi1"), ("sum", "importance"), (2, 4, 8))
             )
-        if name == "single_sample":
-            assert values[0] == ("MonteCarlo", 1, None)
     seen.clear()
     assert run(seen.append, "-m", "experiment=table1", "sweep=beta", "beta=0.1,0.2") == 0
     assert {config.method.name for config in seen} == {"sysdpo_direct"}
