@@ -98,9 +98,15 @@ report-table1 report-table2 report-table2_roles report-moa report-peers: report-
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
 ABLATIONS = beta samples diversity_penalty strategies
+CURVES = $(OUTPUTS)/curves
+TABLE2_OVER_TRAINING = method=sysdpo_sampling,sysdpo_psi1,sysdpo_psi2 training.steps=200 training.evaluate_every=20
+TABLE1_OVER_TRAINING = method=sysdpo_direct,only_llm training.evaluate_every=20
 
-reproduce-ablations: $(READY)  ## the sweeps over beta, K, diversity penalty and strategy, one after the other: SEEDS=0,1,2
+reproduce-ablations: $(READY)  ## the sweeps over beta, K, diversity penalty and strategy, and figures 6 and 7 over training: SEEDS=0,1,2
 	$(foreach sweep,$(ABLATIONS),$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) sweep=$(sweep) seed=$(SEEDS) $(ARGS) &&) true
+	$(RUN) scripts/train.py -m experiment=table2 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) seed=$(SEEDS) $(TABLE2_OVER_TRAINING) $(ARGS)
+	$(RUN) scripts/train.py -m experiment=table1 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) seed=$(SEEDS) $(TABLE1_OVER_TRAINING) $(ARGS)
+	$(foreach e,table1 table2,$(RUN) scripts/report.py experiment=$(e) scale=$(SCALE) "outputs=$(CURVES)" $(REPORTED) &&) true
 
 sweep-table1:  ## an ablation of Table 1's method: SWEEP=beta
 sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|estimators|diversity_penalty|strategies|grid
@@ -129,12 +135,10 @@ EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))
 figures: $(READY)  ## the reports of the runs that exist, with the paper's figures: EXPERIMENT=table1|table2|all
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
 
-CURVES = $(OUTPUTS)/curves
 PICTURES = "$(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png" "$(OUTPUTS)/table2/$(SCALE)/report/figures/figure_8_end.png" \
-	"$(CURVES)/table2/$(SCALE)/report/figures/figure_7.png"
+	"$(CURVES)/table1/$(SCALE)/report/figures/figure_6.png" "$(CURVES)/table2/$(SCALE)/report/figures/figure_7.png"
 
-pictures: figures  ## docs/pictures, which the README shows, from the runs that exist; those over training lie in OUTPUTS/curves
-	$(MAKE) figures EXPERIMENT=table2 "OUTPUTS=$(CURVES)"
+pictures: figures  ## docs/pictures, from the runs that exist: a table's, and those that reproduce-ablations puts into OUTPUTS/curves
 	mkdir -p docs/pictures
 	cp $(PICTURES) docs/pictures
 
