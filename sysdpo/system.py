@@ -3,18 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sysdpo.components.base import Component, Likelihood, Parents, TokenSampler, Value, identity
+from sysdpo import processes
+from sysdpo.components.base import Component, Likelihood, Parents, Quantity, TokenSampler, Value, identity
 from sysdpo.components.names import check_component_name
 from sysdpo.errors import SettingError, nearest
 from sysdpo.graph import SystemGraph, Variable
 from sysdpo.runs.files import SUMS, damage, replacing, write_sums
 from sysdpo.seeds import stream
+from sysdpo.sharding import assembled, backward_apart, is_split, split, whole
 
 Row = Mapping[str, Value]
 """One assignment of values to variables; a variable in a plate holds a list."""
@@ -39,9 +42,6 @@ class Pair:
         return {**self.inputs, **(self.chosen if side == "chosen" else self.rejected)}
 
 
-Quantity = Literal["log_prob", "reference_log_prob", "log_ratio"]
-
-
 class CompoundSystem(nn.Module):
     """All components of a system in one module: one optimizer, one checkpoint, one forward for any graph.
 
@@ -62,6 +62,7 @@ class CompoundSystem(nn.Module):
             check_component_name(name)
         self.graph = graph
         self.components = nn.ModuleDict({name: components[name] for name in graph.components})
+        self.computed: set[str] = set()  # components that a pass with gradients went through, since it was cleared
         for variable in graph.generated:
             for name in variable.components:
                 self.component(name).check_parents(name, [alias for alias, _ in variable.parents])
@@ -127,10 +128,8 @@ class CompoundSystem(nn.Module):
         """
         folder = Path(folder)
         for name in self.trainable:
-            with replacing(folder / name) as fresh:
-                fresh.mkdir()
-                self.component(name).save(str(fresh))
-                write_sums(fresh)
+            with assembled(self.component(name)) as component:
+                processes.by_first(partial(_save, component, folder / name))
 
     def restore(self, folder: str | Path) -> list[str]:
         """Give the components the weights that `save` wrote; returns the names of those that have some.
@@ -145,6 +144,17 @@ class CompoundSystem(nn.Module):
                 raise SettingError(f"{place}: {wrong}; the command that made the run restores it.")
             self.component(name).restore(str(Path(folder) / name))
         return found
+
+    def share_out(self) -> None:
+        """Under `distributed=fsdp`, keep only this process's part of every component's weights.
+
+        Raises:
+            SettingError: they could not be saved afterwards, or two components share some.
+        """
+        if processes.layout() == "fsdp" and not any(map(is_split, self.components.values())):
+            for name in self.trainable:
+                self.component(name).rehearse_saving()  # libraries load whole weights only
+            split(self.components)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -204,12 +214,15 @@ class CompoundSystem(nn.Module):
                 continue
             calls, owners = self._calls(variable, rows)
             values: list[Value] = [None] * len(calls)
-            for name, members in _by_component(variable, rows, owners).items():
+            asked = _by_component(variable, rows, owners)
+            for name in variable.components:
+                members = asked.get(name, [])
                 chosen = [owners[i] for i in members]
                 call_seeds = [_mix(seeds[row], position, element) for row, element in chosen]
-                asked = [(requests[row] if requests is not None else 0, element) for row, element in chosen]
+                together = [(requests[row] if requests is not None else 0, element) for row, element in chosen]
                 try:
-                    drawn = _draw_grouped(self.component(name), [calls[i] for i in members], call_seeds, sampler, asked)
+                    with whole(self.component(name)) as component:
+                        drawn = _draw_grouped(component, [calls[i] for i in members], call_seeds, sampler, together)
                 except SettingError as error:
                     raise SettingError(f"variable {variable.name!r}: {error}") from error
                 for i, value in zip(members, drawn, strict=True):
@@ -243,16 +256,21 @@ class CompoundSystem(nn.Module):
             calls, owners = self._calls(variable, rows)
             values = self._values(variable, rows, owners)
             total = torch.zeros(len(rows), device=self.device)
-            for name, members in _by_component(variable, rows, owners).items():
-                component = self.component(name)
+            asked = _by_component(variable, rows, owners)
+            for name in variable.components:
+                component, members = self.component(name), asked.get(name, [])
                 # weights that are never updated: policy and reference agree
                 agrees = quantity == "log_ratio" and not component.is_trainable
                 if component.likelihood == "constant" or agrees:
                     continue
+                if not members and processes.layout() == "none":
+                    continue
+                if members and torch.is_grad_enabled():
+                    self.computed.add(name)
                 seeds = None if noise is None else [_mix(noise[owners[i][0]], 0, owners[i][1]) for i in members]
                 terms = evaluate(component, quantity, [values[i] for i in members], [calls[i] for i in members], seeds)
                 terms = terms.to(self.device)  # components may live on several
-                index = torch.tensor([owners[i][0] for i in members], device=terms.device)
+                index = torch.tensor([owners[i][0] for i in members], dtype=torch.long, device=terms.device)
                 total = total.to(terms.dtype).index_add(0, index, terms)
             output[variable.name] = total
         return output
@@ -363,6 +381,13 @@ class CompoundSystem(nn.Module):
             rows[i][variable.name].append(value)
 
 
+def _save(component: Component, place: Path) -> None:
+    with replacing(place) as fresh:
+        fresh.mkdir()
+        component.save(str(fresh))
+        write_sums(fresh)
+
+
 def _by_component(variable: Variable, rows: Sequence[Row], owners: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
     """The calls that each component has to answer."""
     members: dict[str, list[int]] = {}
@@ -376,11 +401,8 @@ def evaluate(
     component: Component, quantity: Quantity, values: Sequence[Value], parents: Parents, noise: Sequence[int] | None
 ) -> Tensor:
     """The quantity of B values of one component: [B]; every computation of a forward pass goes through here."""
-    if quantity == "log_ratio":
-        return component.log_ratio(values, parents, noise)
-    if quantity == "log_prob" and component.is_trainable:
-        return component.log_prob(values, parents)
-    return component.reference_log_prob(values, parents)  # weights that are never updated: both agree
+    terms: Tensor = component(quantity, values, parents, noise)
+    return backward_apart(terms) if is_split(component) else terms
 
 
 def _mix(seed: int, position: int, element: int) -> int:

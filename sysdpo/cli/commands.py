@@ -11,7 +11,7 @@ from sysdpo.cli.command import command
 from sysdpo.cli.overrides import as_text
 
 
-@partial(command, each_setting_counts=True)
+@partial(command, each_setting_counts=True, together=True)
 def train(config: Any) -> None:
     """one row of a table, or with -m several rows or a sweep"""
     from sysdpo.experiment.run import run

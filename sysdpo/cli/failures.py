@@ -8,6 +8,9 @@ from sysdpo.errors import SettingError, Unserved, nearest, one_line
 from sysdpo.paths import CONF
 from sysdpo.runs.files import no_place
 
+OTHERS = re.compile(r"gloo/|ProcessGroup|Connection (closed|reset) by peer|NCCL (error|operation)")
+"""In what torch says where a process no longer finds the others."""
+
 
 class JobFailed(Exception):
     """A job's exception in a form that passes from a worker process to its launcher.
@@ -63,6 +66,8 @@ def explain(error: BaseException) -> str | None:
             f"{why[1] or 'a file of this run'}: {why[0]}; make room or get the right to write, or set outputs=… "
             "elsewhere. What was saved is intact: the same command goes on."
         )
+    if OTHERS.search(str(error)):
+        return "another process of this run has ended; its own line says why."
     if isinstance(error, InstantiationException):
         return _wrong_part(error)
     return one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None

@@ -31,6 +31,7 @@ from sysdpo.cli.failures import JobFailed, failed
 from sysdpo.cli.schema.check import check_config
 from sysdpo.cli.schema.effect import check_effect
 from sysdpo.errors import SettingError
+from sysdpo.progress import is_first_process
 from sysdpo.reporting.sweeps import summarise
 from sysdpo.runs.files import write_json, write_text
 from sysdpo.runs.folder import RunFolder
@@ -209,13 +210,14 @@ class StudySweeper(Sweeper):
         try:
             self._launch([job for job in parsed.jobs if job.name in composed], failures)
         finally:
-            for name, failure in failures.items():
-                write_text(logs / f"{name}.log", f"{failure.line}\n\n{failure.details}")
-            for job in parsed.jobs:
-                if job.name not in failures:
-                    (logs / f"{job.name}.log").unlink(missing_ok=True)
-            if parsed.sweep and composed:
-                self._summarise(parsed, composed, folders, failures)
+            if is_first_process():
+                for name, failure in failures.items():
+                    write_text(logs / f"{name}.log", f"{failure.line}\n\n{failure.details}")
+                for job in parsed.jobs:
+                    if job.name not in failures:
+                        (logs / f"{job.name}.log").unlink(missing_ok=True)
+                if parsed.sweep and composed:
+                    self._summarise(parsed, composed, folders, failures)
         if parsed.sweep is None:
             failures = _note_unserved(failures, composed, folders, len(parsed.jobs))
         if failures:
@@ -231,7 +233,7 @@ class StudySweeper(Sweeper):
         logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
         began = time.monotonic()
         for number, batch in enumerate(batches):
-            if len(jobs) > 1:
+            if len(jobs) > 1 and is_first_process():
                 seconds = (time.monotonic() - began) / number * (len(batches) - number) if number else 0.0
                 left = f", about {_duration(seconds)} left" if number else ""
                 line = f"job {number + 1} of {len(jobs)}{left}: {batch[0].name}" if alone else f"{len(jobs)} jobs"
@@ -337,7 +339,7 @@ def _note_unserved(
 ) -> dict[str, JobFailed]:
     """Rows that the data cannot serve are told to the report; what is left are failures. All of them are one, too."""
     unserved = {name: failure for name, failure in failures.items() if failure.is_unserved}
-    for name, failure in unserved.items():
+    for name, failure in unserved.items() if is_first_process() else ():
         print(f"not served by dataset={configs[name].dataset.name}: {name}: {failure.line}", flush=True)
         RunFolder(folders[name]).note_unserved(configs[name].dataset.name, failure.line)
     served = {name: failure for name, failure in failures.items() if name not in unserved}

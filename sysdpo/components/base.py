@@ -16,6 +16,8 @@ Parents = Sequence[Mapping[str, Value]]
 
 Likelihood = Literal["exact", "bound", "constant"]
 
+Quantity = Literal["log_prob", "reference_log_prob", "log_ratio"]
+
 
 def identity(value: Value) -> Hashable:
     """A key that two values share exactly where they are equal, whatever they are made of."""
@@ -164,12 +166,30 @@ class Component(nn.Module):
         with self.reference():
             return self.log_prob(values, parents)
 
+    def forward(
+        self, quantity: Quantity, values: Sequence[Value], parents: Parents, noise: Sequence[int] | None = None
+    ) -> Tensor:
+        """Any of the three quantities: [B]. Whatever wraps the module (FSDP2's hooks) sees every computation.
+
+        Without values it is empty, but a function of all trained weights: where processes share the weights out, each
+        takes part in every computation.
+        """
+        if not values:
+            nothing = torch.zeros(0, device=next((p.device for p in self.parameters()), None))
+            learned = [p for p in self.parameters() if p.requires_grad and quantity != "reference_log_prob"]
+            return sum((p.sum() * nothing for p in learned), nothing)
+        if quantity == "log_ratio":
+            return self.log_ratio(values, parents, noise)
+        if quantity == "log_prob" and self.is_trainable:
+            return self.log_prob(values, parents)
+        return self.reference_log_prob(values, parents)  # weights that are never updated: both agree
+
     def describe(self) -> str:
         """What a log should say of the component before it is trained; empty if nothing."""
         return ""
 
-    def diagnostics(self) -> dict[str, float]:
-        """What the component observed since it was last asked, for the log: mean values by name."""
+    def diagnostics(self) -> Mapping[str, Sequence[float]]:
+        """What the component observed since it was last asked, value by value; the log has the mean of each name."""
         return {}
 
     def forget(self) -> None:

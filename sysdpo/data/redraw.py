@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sysdpo import processes
 from sysdpo.components.image.pixels import stored
 from sysdpo.data.ranking import ranked_pairs
 from sysdpo.data.storage import load_rows, save_rows
@@ -53,7 +54,7 @@ class JudgedPairs:
                 f"update {step}: no two of {self.samples} fresh outputs differ in score for any of {len(prompts)} "
                 "prompts; raise training.redraw_samples, or set training.redraw_every=0."
             )
-        save_rows(rows, self._place(step))
+        processes.by_first(lambda: save_rows(rows, self._place(step)))
         return self.read(step), {"answers": float(len(prompts) * self.samples), "judge_calls": float(calls)}
 
     def read(self, step: int) -> list[Pair]:
@@ -76,8 +77,8 @@ def draw_outputs(
     """`n` outputs of the current system for each pair's inputs, each with every variable."""
     inputs = [dict(pair.inputs) for pair in pairs for _ in range(n)]
     seeds = [stream(seed, pair.index) * 1_009 + k for pair in pairs for k in range(n)]
-    starts = range(0, len(inputs), batch_size)
+    turns = processes.turns(len(inputs), batch_size)
     rows: list[dict[str, Any]] = []
-    for start in starts if quiet else progress(starts, "redraw", total=len(starts)):
-        rows += system.generate(inputs[start : start + batch_size], seeds[start : start + batch_size])
+    for own in turns if quiet else progress(turns, "redraw", total=len(turns)):
+        rows += processes.joined(system.generate([inputs[i] for i in own], [seeds[i] for i in own]))
     return [rows[i * n : (i + 1) * n] for i in range(len(pairs))]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from datasets import disable_progress_bars
 
+from sysdpo import processes
 from sysdpo.components.base import identity
 from sysdpo.data.files import Record, fetch_rows, read_rows
 from sysdpo.data.records import PreferenceData, Understood, prompt_key, understand
@@ -221,26 +222,36 @@ def draw_samples(
     """`n` samples of all generated variables for each prompt; kept batch by batch, so that a killed build goes on."""
     names = [v.name for v in system.graph.generated]
     inputs = [v.name for v in system.graph.inputs]
-    done = kept_rows(partial)
-    done = done[: len(done) // batch_size * batch_size]  # whole batches: a text is drawn in the same company again
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    remove(partial)
-    append_rows(partial, done, 0)
-    requests = [(i, k) for i in range(len(prompts)) for k in range(n)]
-    batches = range(len(done), len(requests), batch_size)
-    for start in progress(batches, f"sample {partial.name.split('.')[0]} set", total=len(batches)):
-        part = requests[start : start + batch_size]
+    done = processes.by_first(lambda: _go_on(partial, batch_size))
+    left = [(i, k) for i in range(len(prompts)) for k in range(n)][len(done) :]
+    turns = processes.turns(len(left), batch_size)
+    for own in progress(turns, f"sample {partial.name.split('.')[0]} set", total=len(turns)):
+        part = [left[i] for i in own]
         rows = system.generate(
             [{name: prompts[i][name] for name in inputs} for i, _ in part],
             [stream(seed, i) * 1_009 + k for i, k in part],
         )
-        drawn = [{name: row[name] for name in names} for row in rows]
-        append_rows(partial, drawn, start)
+        drawn = processes.joined([{name: row[name] for name in names} for row in rows])
+        if processes.is_first():
+            append_rows(partial, drawn, len(done))
         done += drawn
     return [done[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
+def _go_on(partial: Path, batch_size: int) -> list[dict[str, Any]]:
+    """What was drawn before, in whole batches: a text is drawn in the same company again."""
+    done = kept_rows(partial)
+    done = done[: len(done) // batch_size * batch_size]
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    remove(partial)
+    append_rows(partial, done, 0)
+    return done
+
+
 def store(folder: Path, parts: Mapping[str, list[Record]], card: Mapping[str, Any]) -> None:
+    """Write a data set as a folder: `parts` and a card of what it was made of; the first process does."""
+    if not processes.is_first():
+        return
     for name, rows in parts.items():
         save_rows(rows, folder / name)
     write_json(folder / "card.json", {**card, "rows": {name: len(rows) for name, rows in parts.items()}})

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from pyarrow.parquet import ParquetFile
 
+from sysdpo import processes
 from sysdpo.errors import SettingError, one_line
 from sysdpo.runs.files import replacing, sha256, write_sums
 from sysdpo.runs.locks import FolderLock, lock_file
@@ -27,16 +28,19 @@ PART = 100
 """Rows that are handled at a time: a column of one Arrow array ends at 2 GB, which 800 pairs of photographs fill."""
 
 
-@contextmanager
-def made_once(path: Path, proof: Path, fault: Callable[[], str | None] | None = None) -> Iterator[bool]:
-    """Whether `path` is still to be made; meanwhile other processes that want it wait.
+def made_once(path: Path, proof: Path, fault: Callable[[], str | None] | None = None) -> AbstractContextManager[bool]:
+    """Whether `path` is still to be made; meanwhile other commands that want it wait.
 
     Args:
         path: what jobs that run side by side share.
         proof: exists once it is whole.
         fault: what is wrong although `proof` exists, in words; then it is made anew.
     """
+    return processes.held_by_first(_made_once(path, proof, fault))
 
+
+@contextmanager
+def _made_once(path: Path, proof: Path, fault: Callable[[], str | None] | None) -> Iterator[bool]:
     def is_whole(say: bool) -> bool:
         if not proof.exists():
             return False

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sysdpo import processes
 from sysdpo.runs.files import write_json
 from sysdpo.runs.folder import RunFolder
 
@@ -14,13 +15,20 @@ BUDGET = "budget.json"
 
 @contextmanager
 def timed(folder: Path) -> Iterator[None]:
-    """Adds the CPU seconds of this process to those that earlier, interrupted ones have spent on the run's training."""
+    """Adds the CPU seconds of this process to those that earlier, interrupted ones have spent on the run's training.
+
+    Several processes that share the work count as the first one each.
+    """
+    if not processes.is_first():
+        yield
+        return
     before = float((RunFolder(folder).budget or {}).get("cpu_seconds", 0.0))
     began = time.process_time()
     try:
         yield
     finally:
-        write_json(folder / BUDGET, {"cpu_seconds": round(before + time.process_time() - began, 2)})
+        spent = processes.count() * (time.process_time() - began)
+        write_json(folder / BUDGET, {"cpu_seconds": round(before + spent, 2)})
 
 
 def write_budget(

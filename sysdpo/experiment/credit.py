@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from sysdpo import processes
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
@@ -29,14 +30,15 @@ def credit(
         the samples that explain each side.
     """
     some = list(pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS])
-    records = []
-    for start in range(0, len(some), settings.micro_batch_size):
-        part = some[start : start + settings.micro_batch_size]
+    records: list[dict[str, Any]] = []
+    for turn in processes.turns(len(some), settings.micro_batch_size):
+        part, own = [some[i] for i in turn], []
         compared = objective.compare(system, part, [stream(settings.seed, settings.steps, p.index) for p in part])
         for i, pair in enumerate(part):
             terms = {name: float(values[i]) for name, values in compared.terms.items()}
             record = {"row": pair.index + 1, "family": family(pair.extra)}
-            records.append({**record, "margin": float(compared.margin[i]), "components": terms})
+            own.append({**record, "margin": float(compared.margin[i]), "components": terms})
+        records += processes.joined(own)
     return records
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from sysdpo import processes
 from sysdpo.data.records import PreferenceData
 from sysdpo.data.storage import made_once
 from sysdpo.evaluation.measures import Measure
@@ -50,11 +51,14 @@ def evaluate(
     else:
         outputs = generate(system, rows, config.seed, config.evaluation_batch_size, "evaluate")
     metrics, judged = measure.measure(rows, outputs, baseline)
-    samples = folder / "samples"
+    processes.by_first(lambda: _keep_samples(judged, folder / "samples"))
+    return metrics
+
+
+def _keep_samples(judged: list[dict[str, Any]], samples: Path) -> None:
     pictured = sorted({key for record in judged for key, value in record.items() if isinstance(value, Image.Image)})
     write_json(samples / "pictures.json", {"fields": pictured})  # text may look like a file name: it is none
     write_jsonl(samples / "evaluation.jsonl", [_with_pictures(record, samples) for record in judged])
-    return metrics
 
 
 def _with_pictures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -88,7 +92,8 @@ def untrained_outputs(config: DictConfig, system: CompoundSystem, rows: list[dic
             what = "evaluate the untrained system"
             with untrained(system):
                 outputs = generate(system, rows, seed, config.evaluation_batch_size, what)
-            write_summed(path, [{v.name: row[v.name] for v in system.graph} for row in outputs])
+            answers = [{v.name: row[v.name] for v in system.graph} for row in outputs]
+            processes.by_first(lambda: write_summed(path, answers))
     return read_jsonl(path)
 
 
@@ -105,10 +110,9 @@ def generate(
     `only`: the variables to draw, all others being in the rows; None: all that are generated.
     """
     given = [v.name for v in (system.graph.inputs if only is None else system.graph) if v.name not in (only or ())]
-    starts = range(0, len(rows), batch_size)
+    turns = processes.turns(len(rows), batch_size)
     outputs: list[dict[str, Any]] = []
-    for start in progress(starts, description, total=len(starts)):
-        part = rows[start : start + batch_size]
-        seeds = [stream(seed, start + i) for i in range(len(part))]
-        outputs += system.generate([{name: row[name] for name in given} for row in part], seeds, only=only)
+    for own in progress(turns, description, total=len(turns)):
+        inputs = [{name: rows[i][name] for name in given} for i in own]
+        outputs += processes.joined(system.generate(inputs, [stream(seed, i) for i in own], only=only))
     return outputs

@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from sysdpo import processes
 from sysdpo.data.records import PreferenceData
 from sysdpo.data.redraw import JudgedPairs
 from sysdpo.errors import SettingError, check_file_name, nearest
@@ -36,6 +37,7 @@ from sysdpo.progress import named
 from sysdpo.runs.files import write_jsonl
 from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.identity import Identity, identity
+from sysdpo.runs.stopping import is_worker
 from sysdpo.runs.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
@@ -46,7 +48,7 @@ from sysdpo.training.separate import train_separately
 log = logging.getLogger(__name__)
 
 NOT_OF_THE_RUN = (
-    *("logger", "study", "manner", "evaluation_batch_size"),
+    *("distributed", "logger", "study", "manner", "evaluation_batch_size"),
     *("title", "metric_titles", "paper", "figures", "contrasts", "sheets"),
 )
 """Who listens, how much at a time, how a report looks: not kept in `config.yaml`."""
@@ -59,6 +61,13 @@ TRAINERS = ("joint", "separate")
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
+    together: Mapping[str, Any] = config.get("distributed") or {}
+    if is_worker() and (layout := together.get("layout", "none")) != "none":
+        raise SettingError(
+            f"distributed={layout}: torchrun's processes work on one row together, and joblib's on several; "
+            "leave out hydra/launcher=joblib (JOBS=1)."
+        )
+    processes.join(**together)
     with named("/".join(Path(config.run_folder).parts[-2:])):
         return _run(config)
 
@@ -70,7 +79,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
         resolved.pop(name, None)
     folder = RunFolder(Path(config.run_folder))
     own = identity(resolved, data_content(config))
-    if folder.is_finished(own):
+    if processes.by_first(lambda: folder.is_finished(own)):
         log.info("%s is finished: nothing to do", folder.path)
         if (mark := _heard(config, folder)) and not mark.exists():  # killed while it was told, or a logger set since
             logger = _logger(config, resolved, folder.run_id(own))
@@ -82,12 +91,12 @@ def _run(config: DictConfig) -> dict[str, Any]:
             finally:
                 logger.finish(told)
             mark.touch()
-        return folder.metrics or {}
+        return processes.by_first(lambda: folder.metrics or {})
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
 
-    check_downloads(config)
+    processes.by_first(lambda: check_downloads(config))
     objective: Objective = built(config, "objective", Objective)
     measure: Measure | None = built(config, "evaluation", Measure) if config.evaluation is not None else None
     system = build_system(config)
@@ -100,8 +109,15 @@ def _run(config: DictConfig) -> dict[str, Any]:
         raise SettingError(f"trainer: {nearest(config.trainer, TRAINERS)}")
     if names:
         check_training(system, settings)
+    if peer is not None and processes.count() > 1:
+        raise SettingError(
+            f"method={config.method.name}: its trainer is another library's, in one process; set distributed=none "
+            "(PROCESSES=1)."
+        )
     labels = _labels(config, peer) if names and (settings.redraw_every or peer is not None) else None
     wanted = objective.needs_intermediates or (peer is not None and peer.learns_from_pairs)
+    if config.trainer == "joint":
+        system.share_out()
     data = prepare_data(config, system, wanted)
     shown = as_evaluated(config, system)
     if names:
@@ -117,12 +133,12 @@ def _run(config: DictConfig) -> dict[str, Any]:
         measure.check(data.evaluation)
 
     parts = Parts(system, shown, objective, data, measure, labels, peer, settings)
-    with folder.held():
-        run_id = folder.run_id(own)
+    with processes.held_by_first(folder.held()):
+        run_id = processes.by_first(lambda: folder.run_id(own))
         logger = _logger(config, resolved, run_id)
         succeeded = False
         try:
-            folder.open(resolved, own, run_id, device_name(system))
+            processes.by_first(lambda: folder.open(resolved, own, run_id, device_name(system)))
             metrics: dict[str, Any] = {"method": config.method.name, "seed": config.seed}
             spent: dict[str, float] = {}
             if names:
@@ -132,9 +148,10 @@ def _run(config: DictConfig) -> dict[str, Any]:
                     found, spent = align(config, parts, folder.path, logger, own)
                 metrics |= found
             made = data.spent if names and (peer is None or peer.learns_from_pairs) else {}
-            write_budget(folder.path, made, spent, folder.history if names else [], measure.draws if measure else 1)
+            draws = measure.draws if measure else 1
+            processes.by_first(lambda: write_budget(folder.path, made, spent, folder.history if names else [], draws))
             metrics |= evaluate(config, shown, data, measure, folder.path)
-            folder.finish(metrics)
+            processes.by_first(lambda: folder.finish(metrics))
             succeeded = True
         finally:
             logger.finish(succeeded)
@@ -157,11 +174,13 @@ def check_names(config: DictConfig) -> None:
 
 def _heard(config: DictConfig, folder: RunFolder) -> Path | None:
     """The file that says that the run's logger, if it has one, knows all of it."""
-    return folder.path / f".heard-{config.logger._target_.rsplit('.')[-1]}" if config.get("logger") else None
+    if not config.get("logger") or not processes.is_first():
+        return None
+    return folder.path / f".heard-{config.logger._target_.rsplit('.')[-1]}"
 
 
 def _logger(config: DictConfig, resolved: dict[str, Any], run_id: str) -> Logger:
-    if not config.get("logger"):
+    if not config.get("logger") or not processes.is_first():
         return Silent()
     made = made_data(config)
     data = made if made.exists() else config.dataset.get("path")
@@ -201,7 +220,7 @@ def align(
             spent = parts.peer.train(Task(system, data.train, parts.labels, settings, folder, drawn))
         else:
             train_separately(system, data.train, settings, folder)
-        for line in RunFolder(folder).history:
+        for line in processes.by_first(lambda: RunFolder(folder).history):
             logger.log(line)
         metrics: dict[str, Any] = {"best_step": settings.steps}
     else:
@@ -209,9 +228,10 @@ def align(
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
-        metrics |= sampling_means(RunFolder(folder).history)
+        metrics |= sampling_means(processes.by_first(lambda: RunFolder(folder).history))
     system.save(folder / "adapters")
-    write_jsonl(folder / "samples" / "credit.jsonl", credit(system, objective, data.train, settings))
+    shares = credit(system, objective, data.train, settings)
+    processes.by_first(lambda: write_jsonl(folder / "samples" / "credit.jsonl", shares))
     return metrics, spent
 
 

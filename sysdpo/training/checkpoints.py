@@ -13,9 +13,11 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sysdpo.errors import SettingError
 from sysdpo.runs.files import remove, replacing
+from sysdpo.sharding import full, parted_like
 from sysdpo.system import CompoundSystem
 
 log = logging.getLogger(__name__)
@@ -27,15 +29,32 @@ CHUNK = 1 << 22
 
 
 def trainable_state(system: CompoundSystem) -> dict[str, Tensor]:
-    """A copy of the weights that training changes, on the CPU."""
-    return {n: p.detach().cpu().clone() for n, p in system.named_parameters() if p.requires_grad}
+    """A copy of the weights that training changes, whole and on the CPU, however processes share them out."""
+    return {n: _whole_copy(p) for n, p in system.named_parameters() if p.requires_grad}
 
 
 def load_trainable(system: CompoundSystem, state: Mapping[str, Tensor]) -> None:
     parameters = dict(system.named_parameters())
     with torch.no_grad():
         for name, value in state.items():
-            parameters[name].copy_(value)
+            parameters[name].copy_(parted_like(value, parameters[name]))
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """`state_dict`, whole and on the CPU: the same from one process, from several, and from weights in parts."""
+    state = optimizer.state_dict()
+    whole = {i: {k: _whole_copy(v) for k, v in own.items()} for i, own in state["state"].items()}
+    return {**state, "state": whole}
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parted = {i: {k: parted_like(v, parameters[i]) for k, v in own.items()} for i, own in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": parted})
+
+
+def _whole_copy(value: Tensor) -> Tensor:
+    return full(value.detach()).cpu().clone()
 
 
 # ---- what a run goes on from -------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sysdpo.runs.identity import ON_POLICY
+from sysdpo.sharding import full, own_class
 from sysdpo.system import CompoundSystem, Pair
 
 NOT_OF_THE_WEIGHTS = (
@@ -73,7 +74,7 @@ def _of_system(system: CompoundSystem) -> Any:
         parents = [tuple(pair) for pair in variable.parents]
         digest.update(repr((variable.name, variable.role, variable.component, parents, variable.plate)).encode())
     for name, component in system.components.items():
-        digest.update(f"{name}: {type(component).__qualname__}".encode())
+        digest.update(f"{name}: {own_class(component).__qualname__}".encode())
     tensors = [*system.named_parameters(), *system.named_buffers()]
     for name, value in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -84,8 +85,7 @@ def _of_system(system: CompoundSystem) -> Any:
 
 @torch.no_grad()
 def _sample(value: Tensor) -> bytes:
-    whole = value.full_tensor() if hasattr(value, "full_tensor") else value  # of weights that processes share out
-    flat = whole.detach().flatten()
+    flat = full(value.detach()).flatten()
     step = max(1, flat.numel() // SAMPLED)
     return flat[::step][:SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes()
 

@@ -14,17 +14,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sysdpo import processes
 from sysdpo.errors import SettingError, nearest
 from sysdpo.limits import check_fields
-from sysdpo.losses import Link, preference_loss
+from sysdpo.losses import Link
 from sysdpo.progress import bar
 from sysdpo.runs.files import append_line, write_jsonl
-from sysdpo.runs.stopping import between_updates
+from sysdpo.runs.stopping import Terminated, between_updates
 from sysdpo.seeds import stream
+from sysdpo.sharding import full
 from sysdpo.system import CompoundSystem, Pair
-from sysdpo.training.checkpoints import load_trainable, read_checkpoint, trainable_state, write_checkpoint
+from sysdpo.training.checkpoints import (
+    load_optimizer,
+    load_trainable,
+    optimizer_state,
+    read_checkpoint,
+    trainable_state,
+    write_checkpoint,
+)
+from sysdpo.training.engine import MicroBatch, gradients_kept, joined_gradients
 from sysdpo.training.fingerprint import differing, fingerprint
-from sysdpo.training.objectives import Comparison, Drawn, Objective
+from sysdpo.training.objectives import Comparison, Objective
 from sysdpo.training.on_policy import OnPolicy, OnPolicySettings, Redraw
 from sysdpo.training.start import check_margin, check_saving
 
@@ -117,16 +127,26 @@ class NotFinite(Exception):
         super().__init__(f"step {step}: the {what} is not finite ({named}row {shown} of the data)")
 
 
-def check_loss(compared: Comparison, loss: Tensor, pairs: Sequence[Pair], step: int) -> None:
-    """Raises:
-    NotFinite: names the rows whose loss [B] is not finite, and the components whose share of it is not.
-    """
+Fault = tuple[list[str], list[int]]
+"""The components and the rows, by their numbers in the data, of losses that are not finite."""
+
+
+def fault_of(compared: Comparison, loss: Tensor, pairs: Sequence[Pair]) -> Fault | None:
+    """Which rows' loss [B] is not finite, and which components' share of it is not; None where all are."""
     wrong = ~torch.isfinite(loss)
     if not wrong.any():
-        return
+        return None
     components = [name for name, value in compared.terms.items() if not torch.isfinite(value[wrong]).all()]
-    rows = [pair.index + 1 for pair, bad in zip(pairs, wrong.tolist(), strict=True) if bad]
-    raise NotFinite(step, "loss", components, rows)
+    return components, [pair.index + 1 for pair, bad in zip(pairs, wrong.tolist(), strict=True) if bad]
+
+
+def check_losses(fault: Fault | None, step: int) -> None:
+    """Raises:
+    NotFinite: a loss of this process or of another is not finite.
+    """
+    if faults := [found for found in processes.each(fault) if found is not None]:
+        components = dict.fromkeys(name for names, _ in faults for name in names)
+        raise NotFinite(step, "loss", list(components), [row for _, rows in faults for row in rows])
 
 
 def stop_or_skip(error: NotFinite, nonfinite: str) -> None:
@@ -191,6 +211,7 @@ class Trainer:
         objective.check(system)
         check_training(system, settings)
         check_pairs(train, validation, settings)
+        system.share_out()
         self.system, self.objective, self.settings, self.folder = system, objective, settings, folder
         self.train_pairs, self.validation_pairs = train, validation
         self.log, self.evaluate, self.measured_by = log, evaluate, measured_by
@@ -199,6 +220,10 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.fingerprint = fingerprint(system, objective, train, validation, settings)
         self.best = Best(state=trainable_state(system) if settings.validate_every else {})
+        self.micro_batch = MicroBatch(
+            system, objective, settings.beta, settings.link, settings.label_smoothing, settings.nll_weight
+        )
+        self.joined = joined_gradients(self.micro_batch)
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
@@ -234,9 +259,11 @@ class Trainer:
                 if self._due(self.settings.evaluate_every):
                     metrics |= self._evaluate()
                 self._record(metrics)
-                if self._due(self.settings.checkpoint_every) or self._exhausted() or request.number is not None:
+                stop = processes.most(request.number or 0)  # all stop at the same update
+                if self._due(self.settings.checkpoint_every) or self._exhausted() or stop:
                     self.checkpoint()
-                request.obey()
+                if stop:
+                    raise Terminated(stop)
                 if "loss" in metrics:
                     progress.set_postfix_str(f"loss {metrics['loss']:.3f} margin {metrics['rewards/margins']:.2f}")
                 progress.update()
@@ -282,51 +309,82 @@ class Trainer:
         return {"skipped": float(self.skipped)}
 
     def _means(self, pairs: Sequence[Pair], step: int) -> dict[str, float]:
-        """Means over the pairs, sums of counts; with gradients enabled, those of the mean loss are added up."""
-        size, beta = self.settings.micro_batch_size, self.settings.beta
+        """Means over the pairs, sums of counts; with gradients enabled, those of the mean loss are added up.
+
+        Each process takes its share of the pairs, in micro batches.
+        """
+        learning = torch.is_grad_enabled()
+        module = self.joined if learning else self.micro_batch
         sums: dict[str, float] = {}
-        if self.settings.sort_by_length and len(pairs) > size:
+        fault: Fault | None = None
+        if self.settings.sort_by_length and len(pairs) > self.settings.micro_batch_size:
             pairs = sorted(pairs, key=_characters)  # a micro batch is padded to its longest pair
-        ahead: Drawn | None = None
-        if (at_once := self.settings.draw_batch_size) is not None:
-            ahead = self.objective.draw_ahead(self.system, pairs, [self._seed(p, step) for p in pairs], at_once)
-        for start in range(0, len(pairs), size):
-            part = pairs[start : start + size]
-            drawn = {} if ahead is None else {"drawn": ahead[start : start + size]}
-            compared = self.objective.compare(self.system, part, [self._seed(p, step) for p in part], **drawn)
-            has_reference = getattr(self.objective, "with_reference", True)
-            if self.step == 0 and torch.is_grad_enabled() and has_reference:  # no weight has moved
-                check_margin(self.system, compared)
-            loss = self._loss(compared)
-            if torch.is_grad_enabled():
-                check_loss(compared, loss.detach(), part, step + 1)
-                # summed here and divided by all pairs: accumulation gives the gradient of one large batch
-                (loss.sum() / len(pairs)).backward()
-            for name, value in measure(compared, loss.detach(), beta).items():
+        ahead = self._draw_ahead(pairs, step)
+        has_reference = getattr(self.objective, "with_reference", True)
+        parts = processes.rounds(len(pairs), self.settings.micro_batch_size)
+        for number, indices in enumerate(parts, 1):
+            part, seeds = [pairs[i] for i in indices], [self._seed(pairs[i], step) for i in indices]
+            drawn = None if ahead is None else [ahead[i] for i in indices]
+            with gradients_kept(module, last=number == len(parts)):
+                loss, compared = module(part, seeds, drawn)
+                if learning:
+                    if self.step == 0 and part and has_reference:  # no weight has moved
+                        check_margin(self.system, compared)
+                    fault = fault or fault_of(compared, loss.detach(), part)
+                    # summed here and divided by all pairs: accumulation gives the gradient of one large batch; times
+                    # the processes, whose mean is taken where gradients are joined
+                    (loss.sum() / len(pairs) * processes.count()).backward()
+            for name, value in measure(compared, loss.detach(), self.settings.beta).items():
                 sums[name] = sums.get(name, 0.0) + value
+        if learning:
+            check_losses(fault, step + 1)
+            self._leave_out_unused()
+        sums = processes.summed(sums)
         return {name: total if name.startswith("count/") else total / len(pairs) for name, total in sums.items()}
 
-    def _loss(self, compared: Comparison) -> Tensor:
-        s = self.settings
-        loss = preference_loss(compared.margin, s.beta, s.link, s.label_smoothing)
-        return loss - s.nll_weight * compared.chosen_likelihood if s.nll_weight else loss
+    def _draw_ahead(self, pairs: Sequence[Pair], step: int) -> dict[int, list[Any]] | None:
+        """What this process's share of the pairs will need, by the pair's place; None: it is drawn in time."""
+        if (at_once := self.settings.draw_batch_size) is None:
+            return None
+        ahead: dict[int, list[Any]] = {}
+        for indices in processes.rounds(len(pairs), at_once):
+            part, seeds = [pairs[i] for i in indices], [self._seed(pairs[i], step) for i in indices]
+            drawn = self.objective.draw_ahead(self.system, part, seeds, at_once)
+            if drawn is None:
+                return None
+            ahead.update(zip(indices, drawn, strict=True))
+        return ahead
+
+    def _leave_out_unused(self) -> None:
+        """A component that no row went through has no gradient, as in one process: wrappers leave zeros."""
+        computed = set[str]().union(*processes.each(self.system.computed))
+        self.system.computed.clear()
+        if processes.count() == 1:
+            return
+        for group in self.optimizer.param_groups:
+            if group["name"] not in computed:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _diagnostics(self) -> dict[str, float]:
-        return {
-            f"components/{name}/{key}": value
+        observed = {
+            f"components/{name}/{key}": list(values)
             for name in self.system.components
-            for key, value in self.system.component(name).diagnostics().items()
+            for key, values in self.system.component(name).diagnostics().items()
         }
+        parts = processes.each(observed)
+        found = {name: [v for part in parts for v in part.get(name, ())] for part in parts for name in part}
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     def _gradient_norms(self, pairs: Sequence[Pair]) -> dict[str, float]:
         norms = {
-            group["name"]: float(torch.nn.utils.get_total_norm(_gradients(group["params"])))
+            group["name"]: float(full(torch.nn.utils.get_total_norm(_gradients(group["params"]))))
             for group in self.optimizer.param_groups
         }
         if wrong := [name for name, norm in norms.items() if not math.isfinite(norm)]:
             raise NotFinite(self.step + 1, "gradient", wrong, [pair.index + 1 for pair in pairs])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        total = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        total = float(full(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)))
         return {"grad_norm": total, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
 
     def _seed(self, pair: Pair, step: int) -> int:
@@ -353,30 +411,29 @@ class Trainer:
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         row = {"step": self.step, **metrics}
-        append_line(self.folder / "metrics.jsonl", row)
+        if processes.is_first():
+            append_line(self.folder / "metrics.jsonl", row)
         self.history.append(row)
         if self.log is not None:
             self.log(row)
 
     def checkpoint(self) -> None:
         """Keep all that a run goes on from, the lines of `metrics.jsonl` too."""
-        write_checkpoint(
-            self.folder / "checkpoints",
-            {
-                "step": self.step,
-                "skipped": self.skipped,
-                "fingerprint": self.fingerprint,
-                "measured_by": self.measured_by,
-                "weights": trainable_state(self.system),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "best": vars(self.best),
-                "on_policy": self.on_policy.state(),
-                "history": _packed(self.history),
-            },
-            keep=self.settings.keep_checkpoints,
-            best=self.best.step if self.settings.validate_every else None,
-        )
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "fingerprint": self.fingerprint,
+            "measured_by": self.measured_by,
+            "weights": trainable_state(self.system),
+            "optimizer": optimizer_state(self.optimizer),
+            "scheduler": self.scheduler.state_dict(),
+            "best": vars(self.best),
+            "on_policy": self.on_policy.state(),
+            "history": _packed(self.history),
+        }
+        best = self.best.step if self.settings.validate_every else None
+        place, keep = self.folder / "checkpoints", self.settings.keep_checkpoints
+        processes.by_first(lambda: write_checkpoint(place, state, keep, best))
 
     def resume(self) -> None:
         """Go back to the newest checkpoint of the folder that is whole, if it has one.
@@ -388,10 +445,10 @@ class Trainer:
         lines = self.folder / "metrics.jsonl"
         if saved is None:
             self.history = []
-            write_jsonl(lines, [])
+            processes.by_first(lambda: write_jsonl(lines, []))
             return
         load_trainable(self.system, saved["weights"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        load_optimizer(self.optimizer, saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         self.step, self.skipped, self.best = saved["step"], saved["skipped"], Best(**saved["best"])
         self.on_policy.restore(saved.get("on_policy"))
@@ -399,7 +456,7 @@ class Trainer:
         if saved.get("measured_by", self.measured_by) != self.measured_by:
             self.history = without_evaluation(self.history)
         # as it was at the checkpoint: what was logged after it is about to be repeated, what was lost is back
-        write_jsonl(lines, self.history)
+        processes.by_first(lambda: write_jsonl(lines, self.history))
 
     def _refuse(self, saved: Mapping[str, Any]) -> str | None:
         """Why a whole checkpoint is none to go on from."""

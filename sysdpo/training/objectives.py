@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, get_args
 import torch
 from torch import Tensor
 
+from sysdpo import processes
 from sysdpo.components.base import identity
 from sysdpo.errors import SettingError, nearest
 from sysdpo.losses import Estimator, direct_margin, posterior_agreement, sampling_margin
@@ -188,7 +189,7 @@ class Sampling:
     def draw_ahead(self, system: CompoundSystem, pairs: Sequence[Pair], seeds: Sequence[int], at_once: int) -> Drawn:
         """A step of decoding takes about as long for many rows as for few: larger batches than a loss has room for."""
         drawn: Drawn = []
-        for start in range(0, len(pairs), at_once):
+        for start in range(0, max(1, len(pairs)), at_once):  # without pairs too: processes draw together
             part = slice(start, start + at_once)
             drawn += self.draw(system, pairs[part], seeds[part])
         return drawn
@@ -205,9 +206,9 @@ class Sampling:
                 for s, side in enumerate(SIDES):
                     rows.append({**pair.row(side), **sample})
                     index.append((s, b, k))
-        where = tuple(torch.tensor(index).T)
+        where = tuple(torch.tensor(index, dtype=torch.long).view(-1, 3).T)
         policy, reference = system.log_prob(rows), system.reference_log_prob(rows)
-        shape = (2, len(pairs), max(map(len, drawn)))
+        shape = (2, len(pairs), max(map(len, drawn), default=1))
         joint_policy = _scatter(_total(policy), where, shape, -torch.inf)  # [2, B, K]
         joint_reference = _scatter(_total(reference), where, shape, -torch.inf)
         own = {v.name for v in system.graph.intermediates}
@@ -275,11 +276,13 @@ class Sampling:
     def _contrast(self, system: CompoundSystem, pairs: Sequence[Pair], drawn: Sequence[list[dict[str, Any]]]) -> Drawn:
         finals = [v.name for v in system.graph.finals]
         kept = []
-        for pair, samples in zip(pairs, drawn, strict=True):
-            rows = [{**pair.row(side), **sample} for side in SIDES for sample in samples]
+        for b in range(processes.most(len(pairs))):  # a process without a pair is there where weights are in parts
+            part, samples = pairs[b : b + 1], drawn[b] if b < len(drawn) else []
+            rows = [{**pair.row(side), **sample} for pair in part for side in SIDES for sample in samples]
             scores = system.log_prob(rows)
-            chosen, rejected = torch.stack([scores[name] for name in finals]).sum(0).chunk(2)
-            kept.append([samples[i] for i in most_contrasting(chosen - rejected)])
+            if part:
+                chosen, rejected = torch.stack([scores[name] for name in finals]).sum(0).chunk(2)
+                kept.append([samples[i] for i in most_contrasting(chosen - rejected)])
         return kept
 
 

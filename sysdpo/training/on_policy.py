@@ -14,6 +14,7 @@ from torch import Tensor
 from sysdpo.components.base import Component, identity
 from sysdpo.errors import SettingError
 from sysdpo.seeds import stream
+from sysdpo.sharding import full, whole
 from sysdpo.system import CompoundSystem, Pair
 
 Reference = Literal["fixed", "previous", "ema"]
@@ -134,7 +135,11 @@ class OnPolicy:
 
     def _policy(self) -> Weights:
         return {
-            name: {n: p.detach().clone() for n, p in self.system.component(name).named_parameters() if p.requires_grad}
+            name: {
+                n: full(p.detach()).clone()
+                for n, p in self.system.component(name).named_parameters()
+                if p.requires_grad
+            }
             for name in self.system.trainable
         }
 
@@ -171,7 +176,7 @@ class OnPolicy:
 
 
 def _follows(component: Component, weights: Mapping[str, Tensor]) -> bool:
-    with component.reference():
+    with whole(component), component.reference():
         return all(p.data_ptr() == weights[n].data_ptr() for n, p in component.named_parameters() if n in weights)
 
 

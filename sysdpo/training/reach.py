@@ -35,6 +35,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from sysdpo.components.base import Component
+from sysdpo.sharding import assembled
 from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import TrainingSettings, rate_of
 
@@ -122,7 +123,9 @@ def reaches(system: CompoundSystem, settings: TrainingSettings) -> dict[str, Rea
     for name in system.trainable:
         rate = rate_of(settings, system, name)
         warm = [min(1.0, (step + 1) / max(1, settings.warmup_steps)) for step in range(settings.steps)]
-        if (own := reach(system.component(name), adam_reach([rate * share for share in warm]))) is not None:
+        with assembled(system.component(name)) as component:
+            own = reach(component, adam_reach([rate * share for share in warm]))
+        if own is not None:
             found[name] = own
     return found
 

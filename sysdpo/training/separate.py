@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig
 
+from sysdpo import processes
 from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.components.text.packing import Completion
 from sysdpo.errors import SettingError
@@ -42,10 +43,12 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
             f"trainer=separate: TRL's DPOTrainer has no training.link={settings.link} with "
             f"training.label_smoothing={settings.label_smoothing} as defined here; use sigmoid or hinge, without it."
         )
-    if settings.batch_size % min(settings.micro_batch_size, settings.batch_size):
+    share = settings.batch_size // processes.count()
+    if settings.batch_size % processes.count() or share % min(settings.micro_batch_size, share):
+        together = f" times the {processes.count()} processes" if processes.count() > 1 else ""
         raise SettingError(
             f"trainer=separate: training.batch_size={settings.batch_size} must be a multiple of "
-            f"training.micro_batch_size={settings.micro_batch_size}."
+            f"training.micro_batch_size={settings.micro_batch_size}{together}."
         )
     for name in system.trainable:
         if system.component(name).domain is not None:
@@ -59,7 +62,8 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
         [p.inputs for p in pairs], [stream(settings.seed, p.index) for p in pairs], only=intermediates
     )
     own = fingerprint(system, None, pairs, [], settings)
-    write_jsonl(folder / "metrics.jsonl", [])  # each component's lines come back from its checkpoint
+    # each component's lines come back from its checkpoint
+    processes.by_first(lambda: write_jsonl(folder / "metrics.jsonl", []))
     for name in system.components:
         component = system.component(name)
         if not isinstance(component, LanguageModel) or not component.is_trainable:
@@ -105,10 +109,11 @@ def align_alone(
     if not isinstance(component.model, PeftModel):
         raise SettingError("trainer=separate trains adapters; set model.lora.")
     adapters = set(component.model.peft_config)
-    micro_batch_size = min(settings.micro_batch_size, settings.batch_size)
+    share = settings.batch_size // processes.count()
+    micro_batch_size = min(settings.micro_batch_size, share)
     checkpoints = folder / "checkpoints" / name
-    newest = newest_checkpoint(checkpoints, own, settings.steps)
-    for line in newest.history(name) if newest is not None else []:
+    newest = processes.by_first(lambda: newest_checkpoint(checkpoints, own, settings.steps))
+    for line in newest.history(name) if newest is not None and processes.is_first() else []:
         append_line(folder / "metrics.jsonl", line)
     if newest is not None and newest.step == settings.steps:
         component.restore(str(newest.path))  # TRL would begin another epoch where the steps are no multiple of one
@@ -129,7 +134,7 @@ def align_alone(
             output_dir=str(checkpoints),
             max_steps=settings.steps,
             per_device_train_batch_size=micro_batch_size,
-            gradient_accumulation_steps=settings.batch_size // micro_batch_size,
+            gradient_accumulation_steps=share // micro_batch_size,
             learning_rate=learning_rate,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=settings.warmup_steps,
@@ -184,5 +189,5 @@ class Record(TrainerCallback):
         self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
+        if logs and "loss" in logs and processes.is_first():
             append_line(self.path, logged_line(self.component, state.global_step, logs))

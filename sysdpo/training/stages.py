@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from sysdpo import processes
 from sysdpo.errors import SettingError
 from sysdpo.runs.files import damage, remove, write_json, write_sums
 from sysdpo.runs.stopping import Request
@@ -78,13 +79,16 @@ class Seal(TrainerCallback):
         self.fingerprint, self.request = dict(fingerprint), request
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.request.number = processes.most(self.request.number or 0) or None  # all stop at the same update
         if self.request.number is not None:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(folder / STAGE, {"step": state.global_step, "fingerprint": self.fingerprint})
-        write_sums(folder)
+        processes.wait()  # each writes its state of random numbers
+        if processes.is_first():
+            write_json(folder / STAGE, {"step": state.global_step, "fingerprint": self.fingerprint})
+            write_sums(folder)
 
 
 class GuardedTrainer(TokenDPOTrainer):
@@ -124,7 +128,7 @@ class Guard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         assert self.trainer is not None
-        seen, wrong = self.trainer.seen, self.trainer.wrong
+        seen, wrong = processes.joined(self.trainer.seen), processes.joined(self.trainer.wrong)
         self.trainer.seen, self.trainer.wrong = [], []
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and not wrong:

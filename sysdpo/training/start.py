@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sysdpo.errors import SettingError
+from sysdpo.sharding import is_split
 from sysdpo.system import CompoundSystem
 from sysdpo.training.objectives import Comparison
 
@@ -19,7 +20,8 @@ HALF_TOLERANCE = 1e-2
 def check_saving(system: CompoundSystem) -> None:
     """Refuse settings whose trained weights could not be saved: at the start, not after hours of training."""
     for name in system.trainable:
-        system.component(name).rehearse_saving()
+        if not is_split(system.component(name)):  # in parts, it has been tried before
+            system.component(name).rehearse_saving()
 
 
 def check_margin(system: CompoundSystem, compared: Comparison) -> None:

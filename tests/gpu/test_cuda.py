@@ -1,10 +1,13 @@
 """The same values on a GPU as on a CPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from sysdpo.training.objectives import Direct
 from tests.image_systems import make_image_pairs, make_llm_diffusion
+from tests.several import history, launch, train
 from tests.systems import make_pairs_for, make_two_llm, perturb
 
 pytestmark = [
@@ -36,3 +39,18 @@ def test_images_and_their_margins_do_not_depend_on_the_device(monkeypatch: pytes
         found.append((compared.margin.detach().cpu(), torch.stack([z for row in drawn for z in row["z"]])))
     for actual, expected in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+@pytest.mark.parametrize("number", sorted({1, torch.cuda.device_count()}))
+def test_processes_with_a_gpu_each_train_what_one_trains(
+    number: int, layout: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By NCCL, on one GPU and on all that are there."""
+    monkeypatch.setenv("DEVICE", "cuda")
+    for case in ("direct", "sampling"):
+        train(case, tmp_path / "alone" / case)
+    launch(number, layout, str(tmp_path), "direct", "sampling")
+    for case in ("direct", "sampling"):
+        for line, other in zip(history(tmp_path / "alone" / case), history(tmp_path / layout / case), strict=True):
+            assert other == pytest.approx(line, abs=1e-3, rel=1e-3)

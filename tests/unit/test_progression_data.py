@@ -425,3 +425,12 @@ def test_observations_name_sides_and_timesteps() -> None:
     assert {"denoising_error/chosen", "denoising_error/rejected_reference"} <= set(seen)
     assert len([name for name in seen if name.startswith("accuracy/t")]) == 1  # one pair: images 0 and 2
     assert component.diagnostics() == {}
+
+
+def test_a_pair_that_is_there_twice_is_observed_twice() -> None:
+    """Its preferred images first, as an objective hands them over: the same values as of the pair alone, each twice."""
+    alone, twice = make_diffusion(), make_diffusion()
+    alone.log_ratio([image(0), image(1)], [{"c": "a"}] * 2, [4] * 2)
+    twice.log_ratio([image(0), image(0), image(1), image(1)], [{"c": "a"}] * 4, [4] * 4)
+    expected = {name: [value for value in values for _ in "ab"] for name, values in alone.diagnostics().items()}
+    assert twice.diagnostics() == {name: pytest.approx(values, rel=1e-5) for name, values in expected.items()}

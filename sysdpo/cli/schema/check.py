@@ -16,6 +16,7 @@ from sysdpo.cli.schema.limits import (
     COMPONENT,
     DATASET,
     DESCRIBED,
+    DISTRIBUTED,
     DIVIDED,
     HANDED_ON,
     METHOD,
@@ -59,7 +60,8 @@ def check_settings(content: Mapping[str, Any]) -> None:
     for name in ("training", "bound"):
         if isinstance(content.get(name), Mapping) and "_target_" not in content[name]:
             _check_keys(name, content[name], _of_class(DESCRIBED[name], GIVEN_BY_RUN.get(name, ())))
-    for name, kinds in {"method": METHOD, "plan": PLAN, "benchmark": BENCHMARK, "prompt": NESTED["prompt"]}.items():
+    parts = {"method": METHOD, "distributed": DISTRIBUTED, "plan": PLAN, "benchmark": BENCHMARK}
+    for name, kinds in {**parts, "prompt": NESTED["prompt"]}.items():
         if isinstance(content.get(name), Mapping):
             _check_some(content[name], kinds, name)
     for name in sorted(content, key=lambda name: name in REFERRING):

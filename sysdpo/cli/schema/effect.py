@@ -15,7 +15,8 @@ READ = (
     *("seed", "beta", "train", "trainer", "evaluation", "labels", "curve_rows", "evaluation_batch_size"),
     *("outputs", "table_folder", "run_folder", "data_folder", "study", "experiment", "scale", "method"),
     *("rows", "sheets", "metrics", "metric_titles", "title", "paper", "figures", "contrasts"),
-    *("system", "evaluation_system", "dataset", "objective", "training", "logger", "plan", "benchmark", "hydra"),
+    *("system", "evaluation_system", "dataset", "objective", "training", "distributed"),
+    *("logger", "plan", "benchmark", "hydra"),
 )
 """What commands read of a config by name. All else is there to be referred to: ${llm}, ${sampler}, ${best_of}."""
 

@@ -94,6 +94,7 @@ TOP: dict[str, Kind] = {
     **dict.fromkeys(("paper", "figures"), kind("mapping", "null", item=kind("mapping"))),
     "contrasts": kind("mapping", "null", item=kind("list", item=kind("list", item=kind("text")))),
     **dict.fromkeys(("system", "dataset", "objective", "training", "method"), kind("mapping")),
+    "distributed": kind("mapping"),
     **dict.fromkeys(("judge", "logger"), kind("mapping", "null")),
     "manner": kind("mapping", item=kind("text", "null")),
     **dict.fromkeys(
@@ -112,6 +113,11 @@ TOP: dict[str, Kind] = {
     "folder": kind("text", "null", limits=NOT_EMPTY),
 }
 """Settings that stand at the top; others (a model by its name, a prompt, …) are whatever their `_target_` takes."""
+
+DISTRIBUTED: dict[str, Kind] = {
+    "layout": Kind(frozenset({"text"}), choices=("none", "ddp", "fsdp")),
+    "timeout_hours": kind("number", limits=Limits(above=0, most=10_000)),
+}
 
 SYSTEM: dict[str, Kind] = {
     "variables": kind("mapping", item=kind("mapping")),

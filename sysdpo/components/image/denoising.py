@@ -1,5 +1,6 @@
 """How the bound on a diffusion model's log-ratio is estimated (eq. 15 to 17), and what is watched while it is."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -79,19 +80,22 @@ def mean_by_name(
 ) -> Iterator[tuple[str, float]]:
     """What to watch of a batch of B images with D draws each: t, policy and reference mean squared errors [B, D].
 
-    Images with one seed were compared, the first preferred. A loss over random t hides progress, so errors are
-    reported for each side against the reference, and the share of right comparisons for each quarter of the steps.
+    Images with one seed were compared, the first half of them preferred (a pair that is there twice: four). A loss over
+    random t hides progress, so errors are reported for each side against the reference, and the share of right
+    comparisons for each quarter of the steps.
     """
-    first: dict[int, int] = {}
+    half = {seed: (times + 1) // 2 for seed, times in Counter(seeds).items()}
+    rows: dict[int, list[int]] = {seed: [] for seed in half}
     for row, seed in enumerate(seeds):
-        side = "chosen" if seed not in first else "rejected"
+        rows[seed].append(row)
+        place = len(rows[seed]) - 1 - half[seed]
+        side = "chosen" if place < 0 else "rejected"
         yield f"denoising_error/{side}", float(policy[row].mean())
         yield f"denoising_error/{side}_reference", float(reference[row].mean())
         if side == "chosen":
-            first[seed] = row
             continue
         gain = reference - policy
         for draw, step in enumerate(t[row].tolist()):
             low = step * BINS // training_steps * training_steps // BINS
-            better = gain[first[seed], draw] > gain[row, draw]
+            better = gain[rows[seed][place], draw] > gain[row, draw]
             yield f"accuracy/t{low:04d}", float(better)

@@ -187,9 +187,9 @@ class Diffusion(Component):
         )
         return ratio.view(len(values), draws).mean(-1)
 
-    def diagnostics(self) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, list[float]]:
         observed, self._observed = self._observed, {}
-        return {name: sum(values) / len(values) for name, values in sorted(observed.items())}
+        return dict(sorted(observed.items()))
 
     def describe(self) -> str:
         weights = self.bound.weight(self.process, torch.arange(self.process.steps))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sysdpo import processes
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.base import check_columns, check_rows
 from sysdpo.evaluation.judges.cache import AnnotationCache
@@ -107,6 +108,11 @@ class AlpacaEvalJudge:
         Raises:
             SettingError: not confirmed, no key, an endpoint without log-probabilities or out of reach.
         """
+        return processes.by_first(lambda: self._asked(rows, references, outputs))  # one process asks, and pays
+
+    def _asked(
+        self, rows: Sequence[Mapping[str, Any]], references: Sequence[str], outputs: Sequence[str]
+    ) -> list[float]:
         requests = self._requests(rows, references, outputs)
         missing = self._missing(requests)
         if missing:

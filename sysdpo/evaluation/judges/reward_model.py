@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from sysdpo import processes
 from sysdpo.devices import resolve_device
 from sysdpo.errors import SettingError, one_line
 from sysdpo.evaluation.judges.base import check_columns, check_rows, check_temperature, preference_from_scores
@@ -93,11 +94,11 @@ class RewardModelJudge:
         encoded = [{name: values[: self.max_length] for name, values in e.items()} for e in encoded]
         # Neighbours in length pad little; the longest come first, so that memory runs out early or never.
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
-        rewards = [0.0] * len(encoded)
+        found: list[tuple[int, float]] = []
         pad = self._padding(tokenizer, model, encoded)
-        starts = range(0, len(order), self.batch_size)
-        for start in progress(starts, "rewards", total=len(starts)):
-            batch = order[start : start + self.batch_size]
+        turns = [own for own in processes.turns(len(order), self.batch_size) if own]
+        for own in progress(turns, "rewards", total=len(turns)):
+            batch = [order[i] for i in own]
             inputs = {
                 name: pad_sequence(
                     [torch.tensor(encoded[i][name]) for i in batch],
@@ -106,9 +107,8 @@ class RewardModelJudge:
                 ).to(self.device)
                 for name in encoded[batch[0]]
             }
-            for i, logit in zip(batch, model(**inputs).logits[:, 0].float().tolist(), strict=True):
-                rewards[i] = logit
-        return rewards
+            found += zip(batch, model(**inputs).logits[:, 0].float().tolist(), strict=True)
+        return [reward for _, reward in sorted(processes.joined(found))]
 
     @staticmethod
     def _padding(tokenizer: Any, model: Any, encoded: Sequence[Mapping[str, list[int]]]) -> int:

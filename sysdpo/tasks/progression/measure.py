@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from sysdpo import processes
 from sysdpo.errors import SettingError, nearest
 from sysdpo.evaluation.measures import Values
 from sysdpo.tasks.progression.sequences import ScoredSequence, Scorer, score_sequences, strip
@@ -38,7 +39,9 @@ class Progression:
     def measure(
         self, rows: Sequence[Values], outputs: Sequence[Values], baseline: Sequence[Values] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        scored = score_sequences(self.scorer, [o[self.answer] for o in outputs], [str(r["attribute"]) for r in rows])
+        share = processes.share(len(rows))
+        images, asked = [outputs[i][self.answer] for i in share], [str(rows[i]["attribute"]) for i in share]
+        scored = processes.joined(score_sequences(self.scorer, images, asked))
         groups = [range(i, i + self.draws) for i in range(0, len(rows), self.draws)]
         best = [max(group, key=lambda i: scored[i].score) for group in groups]
         numbers = [self._numbers(rows[i], outputs[i], scored[i]) for i in best]
@@ -58,7 +61,9 @@ class Progression:
     def scores(self, rows: Sequence[Values], samples: Sequence[Sequence[Values]]) -> tuple[list[list[float]], int]:
         """See `Labels`: q of each sequence."""
         asked = [(str(row["attribute"]), o[self.answer]) for row, own in zip(rows, samples, strict=True) for o in own]
-        scored = iter(score_sequences(self.scorer, [o for _, o in asked], [attribute for attribute, _ in asked]))
+        own = [asked[i] for i in processes.share(len(asked))]
+        found = score_sequences(self.scorer, [o for _, o in own], [attribute for attribute, _ in own])
+        scored = iter(processes.joined(found))
         return [[next(scored).score for _ in own] for own in samples], len(asked)
 
     def _numbers(self, row: Values, output: Values, scored: ScoredSequence) -> dict[str, float]:

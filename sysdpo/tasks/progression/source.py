@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sysdpo import processes
 from sysdpo.components.base import Component
 from sysdpo.components.image.pixels import stored
 from sysdpo.data.files import Record, read_rows
@@ -110,6 +111,16 @@ class Progressions:
             raise SettingError(
                 f"dataset.min_gap={self.min_gap}: no two samples of any prompt differ by more; lower it."
             )
+        processes.by_first(lambda: self._store(train, evaluation, drawn, rows, folder))
+
+    def _store(
+        self,
+        train: Sequence[ProgressionPrompt],
+        evaluation: Sequence[ProgressionPrompt],
+        drawn: Sequence[dict[str, Any]],
+        rows: Sequence[Record],
+        folder: Path,
+    ) -> None:
         save_rows(rows, folder / "train")
         unparsed = sum(not s["levels"] for s in drawn)
         scores = torch.tensor([s["score"] for s in drawn])
@@ -134,14 +145,20 @@ class Progressions:
         """`samples` scored sequences of each prompt; kept batch by batch, so that a killed build goes on."""
         requests = [(i, k) for i in range(len(prompts)) for k in range(self.samples)]
         starts = range(0, len(requests), self.batch_size)
-        partial.mkdir(parents=True, exist_ok=True)
-        left = [start for start in starts if damage(partial / f"{start:08d}") is not None]
-        for start in progress(left, "sample train set", total=len(starts), initial=len(starts) - len(left)):
-            part = requests[start : start + self.batch_size]
+        left = processes.by_first(lambda: _still_to_draw(starts, partial))
+        turns = processes.turns(len(left), 1)
+        done = len(starts) - len(left)
+        for own in progress(turns, "sample train set", total=done + len(turns), initial=done):
+            mine = [left[i] for i in own]
+            part = [request for start in mine for request in requests[start : start + self.batch_size]]
             rows = system.generate(
                 [{"x": prompts[i].x} for i, _ in part], [stream(self.seed, i) * 1_009 + k for i, k in part]
             )
-            save_rows(self._scored(system, rows, [prompts[i].attribute for i, _ in part]), partial / f"{start:08d}")
+            scored = self._scored(system, rows, [prompts[i].attribute for i, _ in part])
+            for start, samples in processes.joined([(start, scored) for start in mine]):
+                if processes.is_first():
+                    save_rows(samples, partial / f"{start:08d}")
+        processes.wait()
         return [row for start in starts for row in load_rows(partial / f"{start:08d}")]
 
     def _scored(
@@ -161,6 +178,11 @@ class Progressions:
             }
             for i, (row, sequence) in enumerate(zip(rows, scored, strict=True))
         ]
+
+
+def _still_to_draw(starts: Sequence[int], partial: Path) -> list[int]:
+    partial.mkdir(parents=True, exist_ok=True)
+    return [start for start in starts if damage(partial / f"{start:08d}") is not None]
 
 
 def _digest(prompts: Sequence[ProgressionPrompt]) -> str:
