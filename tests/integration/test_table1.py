@@ -72,6 +72,22 @@ def test_the_curve_starts_before_training_and_losses_at_ln_2(table: Path) -> Non
         assert all(history[3][f"grad_norm/{name}"] > 0 for name in ROWS[row])
 
 
+def test_a_run_that_finds_the_data_equals_the_one_that_made_them_to_the_bit(table: Path, tmp_path: Path) -> None:
+    """Captions are encoded by themselves: who else was drawn at the same time leaves no trace in any digit."""
+    made = ("experiment=table1", "scale=smoke", f"outputs={tmp_path}", f"data_folder={table / 'data'}")
+    _, errors = (process := start("train.py", *made)).communicate(timeout=500)
+    assert process.returncode == 0, errors
+    maker, finder = table / "sysdpo_direct" / "seed=0", tmp_path / "table1" / "smoke" / "sysdpo_direct" / "seed=0"
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (maker, finder)]
+    for line in (line for run in lines for line in run):
+        line.pop("seconds", None)
+    assert lines[0] == lines[1]
+    assert metrics_of(maker) == metrics_of(finder)
+    weights = ("captioner/adapter_model.safetensors", "diffusion/unet/diffusion_pytorch_model.safetensors")
+    for name in (f"adapters/{name}" for name in weights):
+        assert (maker / name).read_bytes() == (finder / name).read_bytes()
+
+
 def test_the_experiment_s_figures_are_drawn_from_its_runs(table: Path) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", ["experiment=table1", "scale=smoke", f"outputs={table.parent.parent}"])
