@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,9 @@ Record = dict[str, Any]
 
 ROW_LIMIT = 16 * 2**20
 """Bytes a row of a text file may take: a model reads at most a few megabytes, and tokens take 200 times their text."""
+
+ARCHIVES = (b"PK\x03\x04", b"BZh", b"ARRO", b"\x28\xb5\x2f\xfd", b"\xfd7zX", b"7z\xbc\xaf")
+"""How zip, bzip2, Arrow, zstandard, xz and 7z files begin."""
 
 SPLIT_OF_HUB = "train"
 
@@ -100,7 +103,16 @@ def _folder(path: Path, setting: str, split: str | None) -> list[Record]:
     if split is not None and split not in parts:
         raise SettingError(f"dataset.split={split}: {path} has {', '.join(sorted(parts))}.")
     chosen = parts[split] if split is not None else next(iter(parts.values()))
+    _check_whole(chosen, path, setting)
     return [row for file in chosen for row in _file(file, setting)]
+
+
+def _check_whole(shards: Sequence[Path], folder: Path, setting: str) -> None:
+    """Refuse a part of a set: `train-00000-of-00002` without its second shard."""
+    for total in {found[1] for file in shards if (found := re.search(r"-\d+-of-(\d+)", file.name))}:
+        there = sum(f"-of-{total}" in file.name for file in shards)
+        if there < int(total):
+            raise SettingError(f"{setting}={folder}: holds {there} of {int(total)} shards; fetch the others.")
 
 
 def _hidden(file: Path, folder: Path) -> bool:
@@ -137,13 +149,15 @@ def _file(path: Path, setting: str) -> list[Record]:
     if head[:4] == b"PAR1":
         return _parquet(path, setting)
     reader = _reader(path)
-    if reader is None and (head[:2] == b"PK" or head[:4] in (b"ARRO", b"\x28\xb5\x2f\xfd")):
+    if head.startswith(ARCHIVES):
         raise SettingError(f"{setting}={path}: is an archive; unpack it, and name the file inside.")
     return (reader or _json)(path, setting)
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"  # whatever its name says
+    return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
 
 
 def _encoding(head: bytes) -> str:
@@ -303,6 +317,6 @@ def _parquet(path: Path, setting: str) -> list[Record]:
 
 for _name in (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz"):
     READERS[_name] = _json
-for _name in (".csv", ".tsv"):
+for _name in (".csv", ".tsv", ".csv.gz", ".tsv.gz"):
     READERS[_name] = _csv
 READERS[".parquet"] = _parquet

@@ -6,8 +6,8 @@ text: nothing is turned into one.
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trl.data_utils import extract_prompt
@@ -38,22 +38,30 @@ SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
 )
 VERDICTS = ("status", "label", "winner", "preference", "verdict", "outcome")
 TIES = ("tie", "tied", "draw", "equal", "tie (bothbad)", "both")
+UNSEEN = ("tools", "images", "image", "videos", "audio", "chat_template_kwargs")
+"""Columns of TRL's that change what its models are given; the models here would not see them."""
+EMPTY = (None, "", [], {}, "[]", "{}", "null")
 REMARKS = re.compile(r".*(id|source|dataset|model|category|status|split|origin|subset|language|lang|license|url|type)$")
 """Columns beside two answers that can hold no prompt."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A row as it was understood. A `prompt` of None stands in columns of its own; `tie` says why a row is no pair."""
+    """A row as it was understood. A `prompt` of None stands in columns of its own; `tie` says why a row is no pair.
+
+    `doubts`: what the row itself says against this reading.
+    """
 
     format: str
     prompt: Any
     chosen: Any
     rejected: Any
     tie: str | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def read_row(
@@ -72,7 +80,41 @@ def read_row(
         prompt_given: the prompt is made by `dataset.inputs`, so none is looked for.
         columns: `{chosen: column, rejected: column}`, where the answers have other names.
     """
-    better, worse = _answer_columns(row, columns or {})
+    for column in UNSEEN:
+        if row.get(column) not in EMPTY and column not in variables and not prompt_given:
+            remedy = f"; to leave it out: 'dataset.inputs={{{input_name}:\"{{prompt}}\"}}'" if input_name else ""
+            raise SettingError(f"has {column!r}, which a model here would not see{remedy}")
+    reading = _read(row, input_name, variables, prompt_given, columns or {})
+    return replace(reading, doubts=tuple(_doubts(row, reading)))
+
+
+def _doubts(row: Mapping[str, Any], reading: Reading) -> Iterator[str]:
+    for better, worse in SCORES:
+        scores = _number(row.get(better)), _number(row.get(worse))
+        if scores[0] is not None and scores[1] is not None and scores[0] < scores[1]:
+            yield f"have a lower {better} than {worse}"
+    asked = reading.prompt.strip() if isinstance(reading.prompt, str) else ""
+    answers = (reading.chosen, reading.rejected)
+    if asked and all(isinstance(answer, str) and answer.lstrip().startswith(asked) for answer in answers):
+        yield "have two answers that repeat the prompt"
+
+
+def _number(value: Any) -> float | None:
+    """A score, which a CSV file holds as a text."""
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _read(
+    row: Mapping[str, Any],
+    input_name: str | None,
+    variables: Collection[str],
+    prompt_given: bool,
+    columns: Mapping[str, str],
+) -> Reading:
+    better, worse = _answer_columns(row, columns)
     chosen, rejected = _structure(row[better]), _structure(row[worse])
     tie = _tie(row)
     for column, value in ((better, chosen), (worse, rejected)):
@@ -95,9 +137,10 @@ def read_row(
     chosen, rejected = (text_of(v, f"{c!r}") if is_parts(v) else v for c, v in ((better, chosen), (worse, rejected)))
     if not wanted:
         return Reading("texts", None, chosen, rejected, tie)
-    if is_dialogue(chosen) and is_dialogue(rejected) and (given is None or is_dialogue(row.get("prompt"))):
+    if is_dialogue(chosen) and is_dialogue(rejected):
         shared, chosen, rejected = _shared(dialogue(chosen), dialogue(rejected))
-        return Reading("HH-RLHF", _finish(shared, row, input_name), chosen, rejected, tie)
+        turns = shared if given is None else _same_prompt(given[1], shared, str(input_name))
+        return Reading("HH-RLHF", _finish(turns, row, input_name), chosen, rejected, tie)
     if given is None:
         text, chosen, rejected = _implicit(row, chosen, rejected, str(input_name), used)
         return Reading("TRL, implicit prompt", _finish([Turn("user", text)], row, input_name), chosen, rejected, tie)
@@ -173,7 +216,8 @@ def _tie(row: Mapping[str, Any]) -> str | None:
         if isinstance(row.get(column), str) and row[column].strip().lower() in TIES:
             return f"{column}: {row[column].strip().lower()}"
     for better, worse in SCORES:
-        if isinstance(row.get(better), int | float) and row[better] == row.get(worse):
+        score = _number(row.get(better))
+        if score is not None and score == _number(row.get(worse)):
             return f"equal {better} and {worse}"
     return None
 
@@ -189,7 +233,9 @@ def _prompt(row: Mapping[str, Any], input_name: str, used: Collection[str]) -> G
     found: dict[str, Given] = {}
     for column in dict.fromkeys((input_name, *PROMPTS)):
         value = _structure(row.get(column))
-        if value is not None and column not in used and not (column.startswith("conversation") and value == []):
+        if column.startswith("conversation") and column != input_name and not is_messages(value):
+            continue  # rounds in some other notation, beside a prompt or answers that hold the turns
+        if value is not None and column not in used:
             found[column] = _prompt_of(column, value, row)
     value = row.get("input")
     if isinstance(value, Mapping) and "messages" in value and "input" not in found:
@@ -226,17 +272,25 @@ def _prompt_of(column: str, value: Any, row: Mapping[str, Any]) -> Given:
         more = row.get("input")
         if more is not None and not isinstance(more, Mapping):
             text = "\n".join(part for part in (text, text_of(more, "'input'")) if part)
-        earlier = [
-            turn
-            for exchange in row.get("history") or ()
-            for turn in (
-                Turn("user", text_of(exchange[0], "'history'")),
-                Turn("assistant", text_of(exchange[1], "'history'")),
-            )
-        ]
-        return "alpaca", [*earlier, Turn("user", text)]
+        return "alpaca", [*_history(row.get("history")), Turn("user", text)]
     names = {"question": "question", "input": "distilabel"}
     return names.get(column, "TRL, standard"), [Turn("user", text)]
+
+
+def _history(value: Any) -> list[Turn]:
+    """LLaMA-Factory's earlier rounds, `[[question, answer], …]`, or a list of turns."""
+    if value in (None, "", [], ()):
+        return []
+    if is_messages(value):
+        return turns_of(value)
+    rounds = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(each, list | tuple) and len(each) == 2 for each in rounds):
+        raise SettingError("has a 'history' that is no list of [question, answer] and no list of turns")
+    return [
+        Turn(role, text_of(text, "'history'"))
+        for each in rounds
+        for role, text in zip(("user", "assistant"), each, strict=True)
+    ]
 
 
 def _finish(given: Given | Sequence[Turn] | None, row: Mapping[str, Any], input_name: str | None) -> str:
@@ -289,10 +343,15 @@ def _of_turns(
         return Reading(str(name), _finish(given, row, input_name), better, worse, tie)
     if given is None:
         return Reading("TRL, conversational, implicit prompt", _finish(shared, row, input_name), better, worse, tie)
-    turns = given[1]
+    longer = _same_prompt(given[1], shared, str(input_name))
+    return Reading("UltraFeedback", _finish(longer, row, input_name), better, worse, tie)
+
+
+def _same_prompt(turns: list[Turn], shared: list[Turn], input_name: str) -> list[Turn]:
+    """A prompt in a column of its own and the one that answers begin with, which must agree: the longer of both."""
     told = {turn.content.strip() for turn in shared if turn.role == "user"}
     without_system = [turn for turn in _key(turns) if turn[0] != "system"]
-    if shared[0].role == "assistant":
+    if shared and shared[0].role == "assistant":
         shared = [*turns, *shared]
     elif not (
         _key(turns) == _key(shared)
@@ -300,11 +359,10 @@ def _of_turns(
         or (len(turns) == 1 and turns[0].content.strip() in told)
     ):
         raise SettingError(
-            f"has a prompt that is not the one its answers begin with; remove that column, or say which counts: "
+            "has a prompt that is not the one its answers begin with; remove that column, or say which counts: "
             f"'dataset.inputs={{{input_name}:\"{{prompt}}\"}}'"
         )
-    longer = turns if len(turns) > len(shared) else shared
-    return Reading("UltraFeedback", _finish(longer, row, input_name), better, worse, tie)
+    return turns if len(turns) > len(shared) else shared
 
 
 def _shared(chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], str, str]:
@@ -334,6 +392,6 @@ def _implicit(
 
 
 def _is_remark(column: str, value: Any) -> bool:
-    if REMARKS.fullmatch(column.lower()) or column in SYSTEMS or column in VERDICTS:
+    if REMARKS.fullmatch(str(column).lower()) or column in SYSTEMS or column in VERDICTS:
         return True
     return isinstance(value, bool | int | float)

@@ -23,7 +23,7 @@ KEYS = (("role", "content"), ("from", "value"))
 MORE = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio", "refusal")
 """What a turn may say beside its text; the models here would not see it."""
 
-HH = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ ]?")
+HH = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):[ ]?")
 
 
 def is_message(value: Any) -> bool:
@@ -86,7 +86,7 @@ def kind(value: Any) -> str:
         case bytes():
             return "bytes"
         case list() | tuple():
-            return "a list"
+            return "a list" if value else "an empty list"
         case Mapping():
             return f"a mapping of {', '.join(map(str, list(value)[:5])) or 'nothing'}"
     return f"a {type(value).__name__}"
@@ -104,8 +104,8 @@ def is_dialogue(value: Any) -> bool:
     """HH-RLHF's text: `\\n\\nHuman: …\\n\\nAssistant: …`, from its first word on."""
     if not isinstance(value, str):
         return False
-    first = HH.match(value)
-    return first is not None and first[1] == "Human" and "\n\nAssistant:" in value
+    names = [found[1] for found in HH.finditer(value)]
+    return names[:1] == ["Human"] and "Assistant" in names and HH.match(value) is not None
 
 
 def dialogue(text: str) -> list[Turn]:

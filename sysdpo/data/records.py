@@ -73,6 +73,7 @@ def understand(
             raise SettingError(f"dataset.inputs: {nearest(name, [v.name for v in graph.inputs])}")
     wanted = [v.name for v in (graph.generated if needs_intermediates else graph.finals)]
     result = Understood([])
+    doubts: dict[str, list[int]] = {}
     bad: list[tuple[int, SettingError]] = []
     for number, row in enumerate(rows, 1):
         try:
@@ -86,10 +87,15 @@ def understand(
             bad.append((number, error))
             continue
         result.formats[reading.format] += 1
+        for doubt in reading.doubts:
+            doubts.setdefault(doubt, []).append(number)
         extra = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
         result.pairs.append(Pair(number - 1, values, sides["chosen"], sides["rejected"], extra))
     unserved = len(bad) == len(rows) and all(isinstance(error, Unserved) for _, error in bad)
     refuse(bad, drop_bad and not unserved, result, total=len(rows))
+    result.remarks = [
+        f"{len(found)} pairs {doubt}: all are taken ({_listed(found)})" for doubt, found in doubts.items()
+    ]
     return result
 
 
@@ -256,7 +262,9 @@ def _side(value: Any, side: str, graph: SystemGraph, wanted: Sequence[str], inpu
                 f": {side!r} lacks the variable {name!r}; SysDPO-Direct needs it, objective=sampling does not; "
                 "dataset=own_samples draws such pairs from the system itself"
             )
-    return {k: v for k, v in value.items() if k in graph.variables}
+    # a column of Parquet gives every row every key: what is null was not said, or not drawn
+    given = {k: v for k, v in value.items() if k in graph.variables and v is not None}
+    return {**given, **{name: None for name in wanted if name not in given}}
 
 
 def prompt_key(pair: Pair) -> object:

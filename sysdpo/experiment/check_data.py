@@ -53,7 +53,7 @@ def _report(
     for reason, numbers in found.dropped.items():
         shown = ", ".join(map(str, numbers[:10])) + (" …" if len(numbers) > 10 else "")
         lines.append(f"  {len(numbers):>7}  {reason} (row {shown})")
-    notes = [*found.remarks, *_blanks(found.pairs)]
+    notes = [*found.remarks, *_blanks(found.pairs), *_control_tokens(system, found.pairs)]
     lines += ["notes:", *(f"  {note}" for note in notes)] if notes else []
     lines += ["", "lengths in tokens", *_lengths(system, found.pairs)]
     data = split(found.pairs, source.evaluation, source.validation, source.seed, source.limit)
@@ -82,6 +82,26 @@ def _blanks(pairs: Sequence[Pair]) -> list[str]:
         found += [f"{blank} {what} are nothing but blanks"] if blank else []
         found += [f"{edged} {what} begin or end with blanks, which are kept"] if edged else []
     return found
+
+
+def _control_tokens(system: CompoundSystem, pairs: Sequence[Pair]) -> list[str]:
+    """Texts that a chat template was applied to already: a model sees its control tokens spelt out."""
+    models = [m for name in system.components if isinstance(m := system.component(name), LanguageModel)]
+    names = {token for model in models for token in model.codec.template.control}
+    held = {
+        number: token
+        for number, pair in enumerate(pairs)
+        for value in (*pair.inputs.values(), *pair.chosen.values(), *pair.rejected.values())
+        for token in names
+        if isinstance(value, str) and token in value
+    }
+    if not held:
+        return []
+    row, token = next(iter(held.items()))
+    return [
+        f"{len(held)} pairs hold control tokens ({token} in row {pairs[row].index + 1}), which are read as text: give "
+        "turns, not a text that a chat template has written"
+    ]
 
 
 def _calls(

@@ -17,6 +17,8 @@ from sysdpo.rehearsal.stand_ins import KEY, judge_server, make_stand_ins
 from sysdpo.runs.files import remove
 
 KEY_NAME = "OPENAI_API_KEY"
+OF_A_RUN = ("evaluate",)
+"""Commands that take a run's folder, and every setting from there."""
 
 
 def rehearse(config: DictConfig) -> str:
@@ -41,8 +43,10 @@ def rehearse(config: DictConfig) -> str:
         print(f"scale=paper, but for {len(small)} overrides:", *(f"  {each}" for each in small), sep="\n", flush=True)
         for line in content["commands"]:
             name, *own = shlex.split(line)
-            print(f"\n$ {KEY_NAME}={KEY} sysdpo {line} {' '.join(common)} and the overrides", flush=True)
-            arguments = [*own, *common, *small]
+            kept = name in OF_A_RUN
+            said = "" if kept else f" {shlex.join(common)} and the overrides"
+            print(f"\n$ {KEY_NAME}={KEY} sysdpo {line}{said}", flush=True)
+            arguments = own if kept else [*own, *common, *small]
             status = _run(name, arguments, hub=outputs / "stand_ins" / "hub")
             if status:
                 raise SystemExit(f"error: {config.experiment}: `sysdpo {line}` ended with status {status}")

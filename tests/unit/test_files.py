@@ -71,6 +71,9 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
     assert read_rows(tmp_path, split="test") == ROWS[:1]
     with pytest.raises(SettingError, match=r"dataset\.split=dev: .* has test, train"):
         read_rows(tmp_path, split="dev")
+    (tmp_path / "data" / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(SettingError, match="holds 2 of 3 shards; fetch the others"):
+        read_rows(tmp_path, split="train")
     (tmp_path / "more.jsonl").write_text(LINES)
     with pytest.raises(SettingError, match=r"several kinds \(\.jsonl, \.parquet\)"):
         read_rows(tmp_path)
@@ -90,10 +93,12 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
         ("i.csv", "a,a\nb,c\n", "two columns have one name"),
         ("j.csv", 'a,b\n"x"y,z\n', "a quote inside a text"),
         ("k.parquet", "PAR1 and no more", "no whole Parquet file"),
-        ("l.jsonl.gz", "no gzip", "no whole gzip file"),
+        ("l.jsonl.gz", "no gzip", "not valid JSON"),
         ("m.jsonl.gz", gzip.compress(LINES.encode())[:-20], "no whole gzip file"),
-        ("n.jsonl", b"PK\x03\x04", "not valid JSON"),
+        ("n.jsonl", b"PK\x03\x04", "is an archive"),
         ("o.zip", b"PK\x03\x04", "is an archive"),
+        ("p.jsonl.bz2", b"BZh91AY&SY", "is an archive"),
+        ("q.jsonl.xz", b"\xfd7zXZ\x00", "is an archive"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
 )

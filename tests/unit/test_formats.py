@@ -22,6 +22,7 @@ USER = [{"role": "user", "content": "What is the capital of France?"}]
 SYSTEM_TEXT = [{"role": "system", "content": "Be brief."}]
 YES, NO = [{"role": "assistant", "content": "Paris."}], [{"role": "assistant", "content": "Pisa."}]
 QUESTION = "What is the capital of France?"
+HH = f"\n\nHuman: {QUESTION}\n\nAssistant: "
 
 
 def tokens(pair: Any) -> tuple[Any, ...]:
@@ -197,6 +198,26 @@ SAME: dict[str, dict[str, Any]] = {
     "turns as JSON in a text": {k: json.dumps(v) for k, v in {"prompt": USER, "chosen": YES, "rejected": NO}.items()},
     "final variable in a mapping": {"x": QUESTION, "chosen": {"z": YES}, "rejected": {"z": NO}},
     "scores": {**PLAIN, "score_chosen": 8.0, "score_rejected": 4.0},
+    "HH-RLHF, line ends of Windows": {
+        "chosen": f"\r\n\r\nHuman: {QUESTION}\r\n\r\nAssistant: Paris.",
+        "rejected": f"\r\n\r\nHuman: {QUESTION}\r\n\r\nAssistant: Pisa.",
+    },
+    "a question beside HH-RLHF's dialogues": {
+        "prompt": QUESTION,
+        "chosen": f"\n\nHuman: {QUESTION}\n\nAssistant: Paris.",
+        "rejected": f"\n\nHuman: {QUESTION}\n\nAssistant: Pisa.",
+    },
+    "rounds in another notation beside turns": {
+        "conversation": [{"input": QUESTION, "output": None}],
+        "chosen": USER + YES,
+        "rejected": USER + NO,
+    },
+    "a draft that Parquet left empty": {
+        "x": QUESTION,
+        "chosen": {"y": None, "z": "Paris."},
+        "rejected": {"y": "d", "z": "Pisa."},
+    },
+    "no tools, no pictures": {**PLAIN, "tools": None, "images": [], "chat_template_kwargs": "{}"},
 }
 
 
@@ -220,6 +241,7 @@ def test_turns_stay_turns(tmp_path: Path) -> None:
         {"prompt": QUESTION, "chosen": prompt + YES, "rejected": prompt + NO},
         {"system": "Be brief.", "chosen": earlier + USER + YES, "rejected": earlier + USER + NO},
         {"input": {"messages": prompt}, "preferred_output": YES, "non_preferred_output": NO},
+        {"instruction": QUESTION, "history": earlier, "system": "Be brief.", "chosen": "a", "rejected": "b"},
         {
             "instruction": QUESTION,
             "history": [["Hi.", "Hello!"]],
@@ -264,6 +286,14 @@ def test_turns_stay_turns(tmp_path: Path) -> None:
         ({"prompt": QUESTION, "completion": "Paris.", "label": True}, "(KTO)"),
         ({"prompt": QUESTION, "better": "a", "worse": "b"}, "dataset.chosen=COLUMN dataset.rejected=COLUMN"),
         ({"prompt": QUESTION, "chosen": "a", "rejected": None}, "lacks 'rejected'"),
+        ({**PLAIN, "tools": [{"type": "function"}]}, "'tools', which a model here would not see"),
+        ({**PLAIN, "images": [{"bytes": None, "path": "a.png"}]}, "'images', which a model here would not see"),
+        ({"prompt": USER, "chosen": [], "rejected": NO}, "an empty list as 'chosen'"),
+        ({"prompt": "Another?", "chosen": HH + "Paris.", "rejected": HH + "Pisa."}, "not the one its answers begin"),
+        *(
+            ({"instruction": QUESTION, "history": history, "chosen": "a", "rejected": "b"}, "'history' that is no list")
+            for history in (5, "Hi.", ["Hi."], [["Hi."]], [["a", "b", "c"]], {"a": "b"})
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -299,6 +329,20 @@ def test_ties_by_the_data_s_own_word(tmp_path: Path) -> None:
         "a tie by the data (winner: tie)": [2],
         "a tie by the data (equal score_chosen and score_rejected)": [3],
     }
+
+
+def test_what_a_row_says_against_itself_is_counted(tmp_path: Path) -> None:
+    rows = [
+        {**PLAIN, "score_chosen": "3", "score_rejected": "3.0"},  # texts, as in a CSV file
+        {**PLAIN, "score_chosen": "3", "score_rejected": "10"},
+        {"prompt": "Say it.", "chosen": "Say it. Yes.", "rejected": "Say it. No.", "rating_chosen": float("nan")},
+    ]
+    found = read(rows, tmp_path)
+    assert found.dropped == {"a tie by the data (equal score_chosen and score_rejected)": [1]}
+    assert found.remarks == [
+        "1 pairs have a lower score_chosen than score_rejected: all are taken (row 2)",
+        "1 pairs have two answers that repeat the prompt: all are taken (row 3)",
+    ]
 
 
 def test_cut_takes_the_oldest_turns_first_then_the_end(tmp_path: Path) -> None:
