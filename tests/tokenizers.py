@@ -38,19 +38,30 @@ KINDS: dict[str, dict[str, Any]] = {
         "specials": ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
         "eos": "<|endoftext|>", "template": PHI, "end": "<|end|>",
     },
+    "no end of its own": {
+        "specials": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "eos": None, "template": CHATML,
+        "end": "<|im_end|>",
+    },
+    "added as words": {
+        "specials": ["<|endoftext|>"], "words": ["<|im_start|>", "<|im_end|>", "<think>", "word", "\n\n"],
+        "eos": "<|endoftext|>", "template": CHATML, "end": "<|im_end|>",
+    },
     "base": {"specials": ["<unk>", "<s>", "</s>"], "eos": "</s>", "bos": "<s>", "template": None},
 }  # fmt: skip
-"""`end`: what the template writes after an answer, where it is not the tokenizer's own end token."""
+"""`end`: what the template writes after an answer, where it is not the tokenizer's own end token; `words`: tokens that
+were added without being special."""
 
 
 def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """Those with a BOS write it before every text that they are given, as Llama's and Gemma's do."""
     form = KINDS[kind]
-    tokens = [*form["specials"], *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = form.get("words", [])
+    tokens = [*form["specials"], *words, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in form["specials"]])
+    backend.add_tokens([AddedToken(token, special=False) for token in words])
     bos = form.get("bos")
     if bos:
         backend.post_processor = processors.TemplateProcessing(

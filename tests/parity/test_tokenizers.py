@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sysdpo.components.text.codec import Prompt, TextCodec
+from sysdpo.components.text.codec import CHATML, Prompt, TextCodec
 from sysdpo.components.text.language_model import LanguageModel
+from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.system import CompoundSystem, Pair
@@ -39,6 +40,11 @@ def end(kind: str) -> int:
     return named(kind, KINDS[kind].get("end", KINDS[kind]["eos"]))
 
 
+def control_tokens(kind: str) -> list[str]:
+    """The special tokens, and the words that the template writes between turns."""
+    return KINDS[kind]["specials"] + [word for word in KINDS[kind].get("words", []) if word.startswith("<|")]
+
+
 @pytest.mark.parametrize("kind", CHATS)
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_a_prompt_is_what_the_template_writes(kind: str, system: str | None) -> None:
@@ -58,7 +64,7 @@ def test_ends_and_beginnings(kind: str) -> None:
     c = codec(kind)
     assert c.eos_token_id == end(kind)
     assert c.completion_ids("yes")[-1] == end(kind)
-    assert set(c.stop_token_ids) == {end(kind), named(kind, KINDS[kind]["eos"])}
+    assert set(c.stop_token_ids) == {end(kind), *([named(kind, eos)] if (eos := KINDS[kind]["eos"]) else [])}
     for stop in c.stop_token_ids:
         assert c.decode([*c.completion_ids("yes")[:-1], stop, *c.completion_ids("more")]) == "yes"
     begin = KINDS[kind].get("bos")
@@ -76,16 +82,38 @@ def test_the_generation_config_adds_ends_that_the_tokenizer_has() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_control_tokens_in_data_are_text(kind: str) -> None:
     c = codec(kind, Prompt("{x}", "Say {x}."))
-    nasty = " ".join(KINDS[kind]["specials"])
+    nasty = " ".join(control_tokens(kind))
     ids, clean = c.prompt_ids({"x": f"a {nasty}b"}), c.prompt_ids({"x": "a b"})
-    specials = {named(kind, token) for token in KINDS[kind]["specials"]}
+    specials = {named(kind, token) for token in control_tokens(kind)}
     assert [token for token in ids if token in specials] == [token for token in clean if token in specials]
     text = c.tokenizer.decode(list(ids))
     assert text.count(f"a {nasty}b") == 2  # once in the system text, once in the question
     assert text.replace(nasty, "") == c.tokenizer.decode(list(clean))
-    answer = c.completion_ids("<s></s>" if kind == "base" else KINDS[kind]["eos"])
+    answer = c.completion_ids("<s></s>" if kind == "base" else KINDS[kind].get("end", KINDS[kind]["eos"]))
     assert not specials.intersection(answer[:-1])
     assert c.decode(answer) != ""
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ({"rag": CHATML, "tool_use": CHATML}, "no default"),
+        ("{{ messages[-1].content }}", "leaves out earlier turns"),
+        ("{{ messages[0].content }}", "leaves out earlier turns"),
+    ],
+)
+def test_a_template_that_would_lose_turns_is_refused(template: Any, says: str) -> None:
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.chat_template = template
+    with pytest.raises(SettingError, match=says):
+        TextCodec(tokenizer, Prompt("{x}", None, (("two", "2"),)), 4).prompt_ids({"x": "three"})
+
+
+def test_a_system_text_is_not_taken_for_the_question() -> None:
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    ids = TextCodec(tokenizer, Prompt("{x}", "Be brief."), 4).prompt_ids({"x": "three"})
+    assert tokenizer.decode(list(ids)) == "Be brief.\n\nthree"
 
 
 def test_a_system_text_joins_the_first_user_turn_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -97,6 +97,13 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "tokenizer of nothing": (write(TOKENIZER, "{}"), TOKENIZER),
     "tokenizer config is no JSON": (write("tokenizer_config.json", "no"), "tokenizer_config.json"),
     "generation config is a list": (write("generation_config.json", "[]"), "generation_config.json"),
+    **{
+        f"generation config ends with {end!r}": (
+            write("generation_config.json", json.dumps({"eos_token_id": end})),
+            "its generation config has eos_token_id=",
+        )
+        for end in ("2", 2.0, True, [[2]], {"a": 1})
+    },
     "template does not parse": (write("chat_template.jinja", "{% for"), "chat template of"),
     "template raises": (write("chat_template.jinja", "{{ raise_exception('no') }}"), "chat template of"),
     "NaN": (with_nan, "model.norm.weight are not finite"),
@@ -119,6 +126,39 @@ def test_one_line_names_the_file(whole: Path, tmp_path: Path, kind: str) -> None
     assert named in line
     assert str(folder) in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("ends", "stops"),
+    [(None, [2]), ([], [2]), ([None], [2]), (-1, [2]), ([1, 2, 1], [2, 1]), ([0, 99_999], [2, 0]), ([65], [2, 65])],
+)
+def test_a_generation_config_s_ends_are_kept_where_the_tokenizer_has_them(
+    whole: Path, tmp_path: Path, ends: Any, stops: list[int]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    write("generation_config.json", json.dumps({"eos_token_id": ends}))(folder)
+    assert list(load(folder).codec.stop_token_ids) == stops
+
+
+def test_tokens_that_the_model_lacks(whole: Path, tmp_path: Path) -> None:
+    """A [PAD] that was added to a tokenizer alone pads nothing; an end that was is refused."""
+    tokenizer = load(whole).codec.tokenizer
+    for name in ("pad_token", "eos_token"):
+        folder = tmp_path / name
+        shutil.copytree(whole, folder)
+        tokenizer.add_special_tokens({name: f"[{name}]"})
+        if name == "eos_token":
+            tokenizer.chat_template = None
+            tokenizer.save_pretrained(folder)
+            (folder / "chat_template.jinja").unlink(missing_ok=True)
+            with pytest.raises(SettingError, match="'\\[eos_token\\]' is number 260, and the model has 259"):
+                load(folder)
+        else:
+            tokenizer.save_pretrained(folder)
+            component = load(folder)
+            both = component.log_prob(["a", "much longer"], [{"x": "q"}] * 2)
+            assert torch.allclose(both[:1], component.log_prob(["a"], [{"x": "q"}]), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])

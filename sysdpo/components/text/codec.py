@@ -120,8 +120,6 @@ class TextCodec:
         max_length: int | None = None,
         stops: Collection[int] = (),
     ) -> None:
-        if tokenizer.eos_token_id is None:
-            raise SettingError(f"the tokenizer of {tokenizer.name_or_path!r} has no end token; set eos_token.")
         if max_new_tokens < 1:
             raise SettingError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
         self.tokenizer = tokenizer
@@ -129,14 +127,29 @@ class TextCodec:
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.max_length = max_length
-        end = self.template.end
-        self.eos_token_id: int = int(tokenizer.eos_token_id if end is None else end)
-        # an id of the config that is no control token of this tokenizer belongs to another one
-        own = [token for token in stops if token in self.template.control.values()]
-        self.stop_token_ids = tuple(dict.fromkeys([self.eos_token_id, int(tokenizer.eos_token_id), *own]))
+        known = [token for token in stops if 0 <= token < len(tokenizer)]
+        ends = [token for token in (self.template.end, tokenizer.eos_token_id, *known) if token is not None]
+        if not ends:
+            raise SettingError(
+                f"the tokenizer of {tokenizer.name_or_path!r} has no end token, and neither its chat template nor the "
+                "generation config names one; set eos_token in its tokenizer_config.json."
+            )
+        self.stop_token_ids = tuple(dict.fromkeys(map(int, ends)))
+        self.eos_token_id: int = self.stop_token_ids[0]
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_token_id)
         self._ids = lru_cache(maxsize=65_536)(self.template.text_ids)
         self._prompts = lru_cache(maxsize=65_536)(self._tokenize)
+
+    def within(self, rows: int) -> None:
+        """Keep to the tokens that the model has: a tokenizer may have been given more, a [PAD] for one."""
+        if self.eos_token_id >= rows:
+            name = self.tokenizer.convert_ids_to_tokens(self.eos_token_id)
+            raise SettingError(
+                f"{self.tokenizer.name_or_path!r}: its end token {name!r} is number {self.eos_token_id}, and the model "
+                f"has {rows} tokens; enlarge its embeddings."
+            )
+        self.stop_token_ids = tuple(token for token in self.stop_token_ids if token < rows)
+        self.pad_token_id = self.pad_token_id if self.pad_token_id < rows else self.eos_token_id
 
     def ends_with(self, token: int) -> None:
         """An answer ends with this token, beside those that end a generation already."""

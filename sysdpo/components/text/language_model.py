@@ -77,8 +77,9 @@ class LanguageModel(Component):
     ) -> None:
         super().__init__()
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.codec = TextCodec(tokenizer, prompt, max_new_tokens, max_length=context, stops=_stops(model))
         self.name = str(model.config._name_or_path or model.config.model_type)
+        self.codec = TextCodec(tokenizer, prompt, max_new_tokens, max_length=context, stops=_stops(model, tokenizer))
+        self.codec.within(int(model.get_input_embeddings().weight.shape[0]))
         found = probe(model, self.name)
         self.decoding, self.batches = found.decoding, found.batches
         self.share_prefix = share_prefix and found.packs
@@ -373,11 +374,21 @@ class LanguageModel(Component):
             self.model.load_state_dict(trained.state_dict())
 
 
-def _stops(model: PreTrainedModel) -> list[int]:
+def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens at which the model's own generation config ends a text."""
     config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    return [ends] if isinstance(ends, int) else list(ends or ())
+    given = getattr(config, "eos_token_id", None)
+    ends = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    ends = [end for end in ends if end is not None]
+    if not all(isinstance(end, int) and not isinstance(end, bool) for end in ends):
+        raise SettingError(
+            f"{model.config._name_or_path!r}: its generation config has eos_token_id={given!r}; write a token's id, or "
+            "a list of ids."
+        )
+    # where it only repeats the model's config, an id that is no control token here belongs to another tokenizer
+    copied = getattr(config, "_from_model_config", None)
+    control = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    return [end for end in ends if end in control or not copied]
 
 
 def _without_cache(model: Any) -> dict[str, bool]:

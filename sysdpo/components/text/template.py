@@ -5,9 +5,10 @@ characters while the template is rendered, and are spelt out when the text betwe
 is tokenised. Contents without any give the very ids of `apply_chat_template`.
 """
 
+import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ FIXED_DATE = {
 """The date given to templates that write today's date, so that a prompt is the same tomorrow: Llama-3's default."""
 PRIVATE_PLANES = (0xF0000, 0x100000)
 """First characters of Unicode's private planes, which texts hardly use; the second where a text uses the first."""
-SYSTEM, USER, ANSWER = "sysdpo said so", "sysdpo asks it", "sysdpo answers"
+SYSTEM, USER, ANSWER, AGAIN = "sysdpo said so", "sysdpo asks it", "sysdpo answers", "sysdpo goes on"
 """Texts that are found again in what a template writes."""
 
 Message = Mapping[str, str]
@@ -34,23 +35,34 @@ class ChatTemplate:
 
     Attributes:
         exists: False for a base model, whose messages are paragraphs, after its BOS where it has one.
+        control: tokens that only the template writes: the special ones, and others that it puts between turns.
         end: the control token that the template writes after an answer; None where it writes none.
         knows_system: whether a system message is written; else its text joins the first user turn.
+        knows_rounds: whether earlier turns are written; else a conversation of several rounds is refused.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        added = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._trimmed = {name: (token.lstrip, token.rstrip) for name, token in added.items()}
-        names = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
-        ids: Any = tokenizer.convert_tokens_to_ids([name for name in names if name])
-        self.control: dict[str, int] = dict(zip([name for name in names if name], map(int, ids), strict=True))
-        self._pattern = re.compile("|".join(map(re.escape, self.control)) or r"(?!)")
-        self.knows_system, self._told = True, False
+        self._added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        special = {name for name, token in self._added.items() if token.special}
+        self._obeys({*special, *tokenizer.all_special_tokens})
+        self.knows_system, self.knows_rounds, self._told = True, True, False
         self.end: int | None = None
         if self.exists:
-            self._undated = _undated(tokenizer)
+            try:
+                self._undated = _undated(tokenizer)
+            except ValueError as error:  # several templates, of which none is the default
+                raise SettingError(f"{self._name}: {one_line(error, 200)}") from error
             self._learn()
+
+    def _obeys(self, names: Collection[str]) -> None:
+        """Take these tokens for control tokens."""
+        ordered = sorted(filter(None, names), key=len, reverse=True)
+        ids: Any = self.tokenizer.convert_tokens_to_ids(ordered)
+        self.control: dict[str, int] = dict(zip(ordered, map(int, ids), strict=True))
+        self._pattern = _any_of(self.control)
+        # those that a fast tokenizer does not call special are not split by `split_special_tokens`
+        self._unsplit = _any_of([name for name in ordered if name in self._added and not self._added[name].special])
 
     @property
     def exists(self) -> bool:
@@ -61,9 +73,19 @@ class ChatTemplate:
         if USER not in self._render([question], answering=True):
             raise SettingError(f"{self._name}: leaves out what the user says.")
         try:
-            self.knows_system = SYSTEM in self._render([{"role": "system", "content": SYSTEM}, question], True)
+            written = self._render([{"role": "system", "content": SYSTEM}, question], True)
+            self.knows_system = SYSTEM in written and USER in written
         except SettingError:
             self.knows_system = False
+        again = {"role": "user", "content": AGAIN}
+        try:
+            written = self._render([question, {"role": "assistant", "content": ANSWER}, again], answering=False)
+            self.knows_rounds = all(text in written for text in (USER, ANSWER, AGAIN))
+            # tokens that were added as if they were words, as many fine-tunes do
+            between = _any_of([name for name in self._added if re.search(r"[^\w\s]", name)])
+            self._obeys({*self.control, *between.findall(written)})
+        except SettingError:
+            pass  # a conversation that this template refuses is refused with its row
         try:
             written = self._render([question, {"role": "assistant", "content": ANSWER}], answering=False)
         except SettingError:
@@ -93,6 +115,8 @@ class ChatTemplate:
     def prompt_ids(self, messages: Sequence[Message], prefix: str) -> tuple[int, ...]:
         """A conversation up to where the answer begins, and the forced beginning of the answer."""
         messages = messages if self.knows_system and self.exists else self._without_system(messages)
+        if not self.knows_rounds and any(m["role"] == "assistant" for m in messages):
+            raise SettingError(f"{self._name}: leaves out earlier turns; mend it, or take another.")
         if not self.exists:
             ids = self.text_ids("\n\n".join(m["content"] for m in messages) + "\n\n" + prefix)
             begin = self.tokenizer.bos_token_id
@@ -126,7 +150,8 @@ class ChatTemplate:
         start, strip = 0, False
         for found in [*self._pattern.finditer(text), None]:
             piece = text[start : found.start() if found else len(text)]
-            before, after = self._trimmed.get(found.group(), (False, False)) if found else (False, False)
+            token = self._added.get(found.group()) if found else None
+            before, after = (token.lstrip, token.rstrip) if token else (False, False)
             piece = piece.lstrip() if strip else piece
             piece = piece.rstrip() if before else piece
             ids += self.text_ids(piece.translate(spelling))
@@ -139,10 +164,17 @@ class ChatTemplate:
         """Tokens of a text as it reads: what looks like a control token in it is spelt, not obeyed."""
         if not self._pattern.search(text):
             return self._ids(text)
-        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        cuts = [0, *(found.start() + 1 for found in self._unsplit.finditer(text)), len(text)]
+        pieces = [text[start:stop] for start, stop in itertools.pairwise(cuts)]
+        spelt = [self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True) for piece in pieces]
+        return tuple(token for piece in spelt for token in piece["input_ids"])
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _any_of(names: Collection[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
 
 
 def _undated(tokenizer: PreTrainedTokenizerBase) -> str:
