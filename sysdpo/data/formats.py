@@ -44,7 +44,7 @@ VERDICTS = ("status", "label", "winner", "preference", "verdict", "outcome")
 TIES = ("tie", "tied", "draw", "equal", "tie (bothbad)", "both")
 UNSEEN = ("tools", "images", "image", "videos", "audio", "chat_template_kwargs")
 """Columns of TRL's that change what its models are given; the models here would not see them."""
-EMPTY = (None, "", [], {}, "[]", "{}", "null")
+EMPTY: tuple[Any, ...] = (None, "", [], {}, "[]", "{}", "null")
 REMARKS = re.compile(r".*(id|source|dataset|model|category|status|split|origin|subset|language|lang|license|url|type)$")
 """Columns beside two answers that can hold no prompt."""
 

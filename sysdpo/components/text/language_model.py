@@ -79,7 +79,8 @@ class LanguageModel(Component):
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.name = str(model.config._name_or_path or model.config.model_type)
         self.codec = TextCodec(tokenizer, prompt, max_new_tokens, max_length=context, stops=_stops(model, tokenizer))
-        self.codec.within(int(model.get_input_embeddings().weight.shape[0]))
+        embeddings: Any = model.get_input_embeddings()
+        self.codec.within(int(embeddings.weight.shape[0]))
         found = probe(model, self.name)
         self.decoding, self.batches = found.decoding, found.batches
         self.share_prefix = share_prefix and found.packs
