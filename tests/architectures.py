@@ -124,6 +124,28 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "xglm": {**BASE, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
     "ctrl": {**GPT, "dff": 64},
     "openai-gpt": GPT,
+    "apertus": BASE,
+    "cwm": {**WINDOW, **HEAD, **MIXED},
+    "ernie4_5": {**BASE, **HEAD},
+    "glm4_moe": {
+        **BASE, **HEAD, **MOE, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    },
+    "gemma3n_text": {
+        **WINDOW, **HEAD, **MIXED, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 259,
+        "hidden_size_per_layer_input": 8, "laurel_rank": 4, "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0] * 2,
+    },
+    "minimax_m2": {**BASE, **HEAD, **MOE},
+    "qwen3_5_text": {
+        **BASE, **HEAD, "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
+    "seed_oss": {**BASE, **HEAD},
+    "roberta as decoder": {**BASE, "model_type": "roberta", "type_vocab_size": 1, "is_decoder": True},
+    "bart": {
+        **BASE, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64,
+        "encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 32,
+    },
     "bert": BASE,
     "bert as decoder": {**BASE, "model_type": "bert", "is_decoder": True},
     "xlm": {**BASE, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "causal": False},
@@ -143,15 +165,21 @@ def build(name: str) -> PreTrainedModel:
 PLAIN = {
     "qwen3_next", "gpt_neo", "bloom", "mpt", "falcon with alibi", "mamba", "mamba2", "falcon_mamba", "jamba", "bamba",
     "nemotron_h", "falcon_h1", "granitemoehybrid", "lfm2", "recurrent_gemma", "rwkv", "xlstm", "minimax", "openai-gpt",
+    "qwen3_5_text", "roberta as decoder", "bart",
 }  # fmt: skip
-UNCACHED = {"recurrent_gemma", "rwkv", "xlstm", "minimax", "openai-gpt"}
+SAMPLES = {"padded": "cached", "even": "by length", "uncached": "uncached"}
+"""What the page calls the probe's ways of decoding."""
+UNCACHED = {"recurrent_gemma", "rwkv", "xlstm", "minimax", "openai-gpt", "roberta as decoder"}
+BY_LENGTH = {"bart"}
 REFUSED = {"bert", "xlm"}
-OUTCOMES = {
-    name: "refused"
-    if name in REFUSED
-    else f"{'plain' if name in PLAIN else 'packed'}, {'uncached' if name in UNCACHED else 'cached'}"
-    for name in ARCHITECTURES
-}
+
+
+def outcome(name: str) -> str:
+    scores = "plain" if name in PLAIN else "packed"
+    return f"{scores}, {'uncached' if name in UNCACHED else 'by length' if name in BY_LENGTH else 'cached'}"
+
+
+OUTCOMES = {name: "refused" if name in REFUSED else outcome(name) for name in ARCHITECTURES}
 """What the probe finds; `tests/parity/test_architectures.py` compares each with the code, and the page with these."""
 
 HEAD_OF_PAGE = """# Which causal language models, and how
@@ -168,6 +196,7 @@ was tried.
   inside the layers).
 - **cached**: prompts of different lengths are continued in one batch, padded on the left. Beams and draws reorder the
   rows of the cache.
+- **by length**: the same, for prompts of one length at a time, because padding on the left changes the numbers.
 - **uncached**: there is no cache, or it cannot be reordered. So every step reads the whole text again: slow, and
   right.
 - **refused**: the model sees what comes after a token, so it has no causal likelihood.
@@ -182,8 +211,8 @@ This page is written by `python -m tests.architectures`, from the outcomes that
 
 def table() -> str:
     rows = []
-    for name, outcome in sorted(OUTCOMES.items()):
-        scores, _, samples = outcome.partition(", ")
+    for name, found in sorted(OUTCOMES.items()):
+        scores, _, samples = found.partition(", ")
         rows.append(f"| {name} | {scores} | {samples or 'refused'} |\n")
     return HEAD_OF_PAGE + "".join(rows)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sysdpo.components.text.codec import Prompt, byte_tokenizer
 from sysdpo.components.text.language_model import LanguageModel
@@ -16,7 +17,7 @@ from sysdpo.components.text.probe import bare_logits
 from sysdpo.errors import SettingError
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import DiverseBeam
-from tests.architectures import ARCHITECTURES, OUTCOMES, build, table
+from tests.architectures import ARCHITECTURES, BASE, OUTCOMES, SAMPLES, build, table
 from tests.conftest import ROOT
 
 # two prompts of different lengths, both longer than the windows of 8, with completions that leave them behind
@@ -49,7 +50,7 @@ def test_scores_and_samples_are_the_models_own(name: str) -> None:
             component(name)
         return
     model = component(name)
-    assert ("packed" if model.share_prefix else "plain") == OUTCOMES[name].split(", ")[0]
+    assert f"{'packed' if model.share_prefix else 'plain'}, {SAMPLES[model.decoding]}" == OUTCOMES[name]
     with torch.no_grad():
         scores = model.score(COMPLETIONS)
     assert torch.allclose(scores, bare(model, COMPLETIONS), rtol=1e-4, atol=1e-4)
@@ -58,6 +59,17 @@ def test_scores_and_samples_are_the_models_own(name: str) -> None:
         alone = [model.sample([row], 3, [seed], strategy)[0] for row, seed in zip(PARENTS, (1, 2, 3), strict=True)]
         assert together == alone, strategy
         assert all(len(row) > 1 for row in together)
+
+
+def test_texts_end_where_a_batch_would_change_each_other() -> None:
+    """LongRoPE turns every text of a batch by the factors of the longest."""
+    longrope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    keys = {**BASE, "rope_scaling": longrope, "original_max_position_embeddings": 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phi3", **keys)).eval()
+    component = LanguageModel(model, byte_tokenizer(), Prompt("{x}"), max_new_tokens=6)
+    assert component.codec.max_length == 32
+    with pytest.raises(SettingError, match="context of 32"):
+        component.check_row({"x": "a question of more than that"})
 
 
 def test_the_page_shows_what_the_tests_find() -> None:

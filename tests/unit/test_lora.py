@@ -51,6 +51,14 @@ REFUSED: dict[str, dict[str, Any]] = {
     "rank 0": {"r": 0},
     "nothing to adapt": {"target_modules": ["nowhere"]},
     "dropout": {"lora_dropout": 0.1},
+    "a text for a switch": {"use_rslora": "no"},
+    "a target that is not there": {"target_modules": ["q_proj", "vv_proj"]},
+    "a module to save that is not there": {"modules_to_save": ["nope"]},
+    "a module to save that is no list": {"modules_to_save": "norm"},
+    "a parameter that is not there": {"target_parameters": ["nope"]},
+    "a token before the first": {"trainable_token_indices": [-1]},
+    "adapters that act after certain tokens": {"alora_invocation_tokens": [40, 41]},
+    "adapters times nothing": {"lora_alpha": 0},
 }
 
 

@@ -76,7 +76,7 @@ class LanguageModel(Component):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = _context(model)
         self.name = str(model.config._name_or_path or model.config.model_type)
         self.codec = TextCodec(tokenizer, prompt, max_new_tokens, max_length=context, stops=_stops(model, tokenizer))
         embeddings: Any = model.get_input_embeddings()
@@ -373,6 +373,23 @@ class LanguageModel(Component):
             self.trainable(True)  # the reference is kept before it is left
             trained = type(self.causal_lm).from_pretrained(folder, dtype=self.causal_lm.dtype)
             self.model.load_state_dict(trained.state_dict())
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """The most tokens of a text; None where the model's config names none.
+
+    Where positions are scaled by the longest text of a batch (LongRoPE), texts beyond the original context change the
+    numbers of the others: they are not taken.
+    """
+    config = model.config.get_text_config()
+    scaling: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if scaling.get("rope_type") == "longrope":
+        limits += [
+            scaling.get("original_max_position_embeddings"),
+            getattr(config, "original_max_position_embeddings", 0),
+        ]
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,11 +8,12 @@ an initialisation that moves base weights (PiSSA, OLoRA), trained biases or rand
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -41,6 +42,10 @@ def lora_config(lora: Mapping[str, Any], **fixed: Any) -> LoraConfig:
             f"model.lora.lora_dropout={keys['lora_dropout']}: must be 0; a log-ratio compares policy and reference "
             "as they are, without noise."
         )
+    switches = [key for key, kind in get_type_hints(LoraConfig).items() if kind is bool]
+    for key in switches:
+        if key in keys and not isinstance(keys[key], bool):  # a text such as `no` would count as true
+            raise SettingError(f"model.lora.{key}={keys[key]}: must be true or false.")
     try:
         return LoraConfig(**fixed, **keys)
     except Exception as error:  # PEFT checks its keys by whatever they break
@@ -67,9 +72,31 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> Peft
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()  # copies of the model's own weights that are trained
+    _check_names(adapted, keys)
     if original is not None:
-        _check(adapted, model, original, keys)
+        try:
+            _check(adapted, model, original, keys)
+        except (IndexError, RuntimeError) as error:  # token numbers that the model does not have
+            raise SettingError(f"model.lora={keys}: {one_line(error, 300)}") from error
     return adapted
+
+
+def _check_names(adapted: PeftModel, keys: Mapping[str, Any]) -> None:
+    """Refuse a name in a list that adapts nothing: PEFT takes the others and goes on."""
+    places = {
+        "target_modules": [name for name, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)],
+        "modules_to_save": [name for name, module in adapted.named_modules() if hasattr(module, "modules_to_save")],
+        "target_parameters": list(adapted.targeted_parameter_names),
+    }
+    for key, found in places.items():
+        given = keys.get(key)
+        if isinstance(given, str) and key != "target_modules":
+            raise SettingError(f"model.lora.{key}={given}: write a list of names.")
+        for name in given if isinstance(given, list) else ():
+            if not any(place == name or place.endswith(f".{name}") for place in found):
+                raise SettingError(
+                    f"model.lora.{key}: {name!r} is nothing that this model has, or is left out; remove it."
+                )
 
 
 def _logits(model: PreTrainedModel) -> Tensor | None:
@@ -108,12 +135,18 @@ def _check(adapted: PeftModel, model: PreTrainedModel, original: Tensor, keys: M
         with torch.no_grad():
             for parameter in trained:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
+        on = moved()
         with adapted.disable_adapter():
             off = moved()
     finally:
         with torch.no_grad():
             for parameter, value in zip(trained, kept, strict=True):
                 parameter.copy_(value)
+    if on == 0:
+        raise SettingError(
+            f"model.lora={keys}: whatever is trained, the model's logits stay what they are (lora_alpha, or adapters "
+            "that only act after certain tokens?); take other keys."
+        )
     if off > tolerance:
         raise SettingError(
             f"model.lora={keys}: trains weights that are there without adapters too (bias?), so that the reference "
