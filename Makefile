@@ -46,7 +46,7 @@ REPORTED = $(filter-out method=% seed=% distributed=%,$(ARGS))
 	report-table1 report-table2 report-table2_roles report-moa report-peers \
 	sweep-table1 sweep-table2 figures pictures demo evaluate dashboard wandb-sync wandb-workspace docs draw-systems plan \
 	fetch rehearse check-data \
-	benchmark benchmark-table benchmark-gpu faults test test-slow test-gpu lint clean
+	benchmark benchmark-table benchmark-gpu faults processes test test-slow test-gpu lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -197,6 +197,9 @@ TRIES ?= 6
 
 faults: $(READY)  ## rows at smoke killed, starved of room, their files harmed, bad inputs: TRIES=6 (MINUTES=4: goes on next time)
 	$(RUN) scripts/faults.py --tries $(TRIES) --page docs/faults.md $(if $(MINUTES),--minutes $(MINUTES))
+
+processes: $(READY)  ## the same rows by one process and by several, for docs/several_processes.md: ARGS="--speed 3" times updates
+	$(RUN) scripts/processes.py --outputs "$(OUTPUTS)/processes" --page docs/several_processes.md $(ARGS)
 
 test: $(READY) lint  ## everything but the slow and the GPU tier, a worker a core
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(CORES) --dist loadfile

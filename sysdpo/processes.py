@@ -80,14 +80,17 @@ def join(layout: str = "none", timeout_hours: float = 24.0) -> None:
         return
     place: dict[str, Any] = {"backend": "gloo"}
     if torch.cuda.is_available():
-        if on_this_machine() > torch.cuda.device_count():
-            raise SettingError(
-                f"distributed={layout}: {on_this_machine()} processes on a machine with {torch.cuda.device_count()} "
-                "GPUs; start at most one for each GPU (--nproc-per-node)."
-            )
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # a cluster may show each process one GPU only, its own
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         place = {"backend": "cpu:gloo,cuda:nccl"}
     dist.init_process_group(timeout=timedelta(hours=timeout_hours), **place)
+    if torch.cuda.is_available():
+        gpus = set(each(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)))
+        if len(gpus) < count():
+            raise SettingError(
+                f"distributed={layout}: {count()} processes have {len(gpus)} GPUs; start at most one for each GPU "
+                "(--nproc-per-node)."
+            )
     if not is_first():  # what every process would say, the first one says
         logging.disable(logging.WARNING)
 

@@ -8,6 +8,7 @@ swept, and that a job which fails is written down while the others go on.
 import hashlib
 import itertools
 import logging
+import os
 import re
 import sys
 import time
@@ -228,6 +229,11 @@ class StudySweeper(Sweeper):
     def _launch(self, jobs: Sequence[Job], failures: dict[str, JobFailed]) -> None:
         """One after the other in this process, all at once where workers do them; adds to `failures`."""
         alone = type(self.launcher).__name__ == "BasicLauncher"
+        if not alone and (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise SettingError(
+                f"hydra/launcher: one process hands out the jobs, but {started} have been started together; leave out "
+                "torchrun, and set hydra.launcher.tasks_per_node for jobs of several processes."
+            )
         batches = [[job] for job in jobs] if alone else [list(jobs)] if jobs else []
         # Hydra's own line for each job is its whole command
         logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)

@@ -37,7 +37,6 @@ from sysdpo.progress import named
 from sysdpo.runs.files import write_jsonl
 from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.identity import Identity, identity
-from sysdpo.runs.stopping import is_worker
 from sysdpo.runs.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
@@ -61,13 +60,7 @@ TRAINERS = ("joint", "separate")
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Carry out one row: prepare the data, align the system, judge it. A finished row is read, not repeated."""
-    together: Mapping[str, Any] = config.get("distributed") or {}
-    if is_worker() and (layout := together.get("layout", "none")) != "none":
-        raise SettingError(
-            f"distributed={layout}: torchrun's processes work on one row together, and joblib's on several; "
-            "leave out hydra/launcher=joblib (JOBS=1)."
-        )
-    processes.join(**together)
+    processes.join(**(config.get("distributed") or {}))
     with named("/".join(Path(config.run_folder).parts[-2:])):
         return _run(config)
 

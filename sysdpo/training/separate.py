@@ -5,6 +5,7 @@ the untrained system, and its completions are the data set's chosen and rejected
 several variables is trained once, on the prompts of all of them.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from sysdpo.training.fingerprint import fingerprint
 from sysdpo.training.loop import TrainingSettings
 from sysdpo.training.stages import Guard, GuardedTrainer, Seal, logged_line, newest_checkpoint
 from sysdpo.training.start import check_log_ratios
+
+log = logging.getLogger(__name__)
 
 
 def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: TrainingSettings, folder: Path) -> None:
@@ -58,8 +61,9 @@ def train_separately(system: CompoundSystem, pairs: Sequence[Pair], settings: Tr
             )
     final = system.graph.finals[0].name
     intermediates = [v.name for v in system.graph.intermediates]
-    with_parents = system.generate(
-        [p.inputs for p in pairs], [stream(settings.seed, p.index) for p in pairs], only=intermediates
+    asked = [pairs[i] for i in processes.share(len(pairs))]
+    with_parents = processes.joined(
+        system.generate([p.inputs for p in asked], [stream(settings.seed, p.index) for p in asked], only=intermediates)
     )
     own = fingerprint(system, None, pairs, [], settings)
     # each component's lines come back from its checkpoint
@@ -126,6 +130,12 @@ def align_alone(
             score = component.score([first])
             with component.reference():
                 check_log_ratios(name, score - component.score([first]), score)
+    if processes.count() > 1 and settings.steps * settings.batch_size > len(rows) and len(rows) % settings.batch_size:
+        log.warning(
+            "%s: training.batch_size=%d does not divide %d pairs; TRL fills an epoch's last update from its start, "
+            "where one process takes the smaller update that is left",
+            *(name, settings.batch_size, len(rows)),
+        )
     guard = Guard(name, settings.nonfinite)
     trainer = GuardedTrainer(
         nll_weight=settings.nll_weight,

@@ -54,3 +54,8 @@ def test_processes_with_a_gpu_each_train_what_one_trains(
     for case in ("direct", "sampling"):
         for line, other in zip(history(tmp_path / "alone" / case), history(tmp_path / layout / case), strict=True):
             assert other == pytest.approx(line, abs=1e-3, rel=1e-3)
+
+
+def test_two_processes_on_one_gpu_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"processes have \d GPUs; start at most one for each GPU"):
+        launch(1 + torch.cuda.device_count(), "ddp", str(tmp_path), "direct")

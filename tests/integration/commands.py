@@ -27,7 +27,7 @@ def train_in_process(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> i
     GlobalHydra.instance().clear()
     handlers, level = list(logging.root.handlers), logging.root.level
     try:
-        command(task, each_setting_counts=True)()
+        command(task, each_setting_counts=True, together=True)()
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:

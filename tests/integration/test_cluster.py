@@ -120,6 +120,29 @@ def test_a_job_that_was_killed_is_one_line_and_hides_no_other(tmp_path: Path) ->
     assert "1 of 2 jobs" in line
 
 
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Another number of processes adds up in another order, and AdamW carries the rounding through 100 updates."""
+    assert len(found) == len(expected)
+    for line, other in zip(found, expected, strict=True):
+        assert line == pytest.approx(other, abs=1e-4, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_tasks_of_one_job_train_one_row_and_stop_and_go_on_together(
+    tmp_path: Path, undisturbed: list[dict[str, Any]]
+) -> None:
+    process = train(tmp_path, LOCAL, "hydra.launcher.tasks_per_node=2", "distributed=ddp")
+    waiting_for(lambda: begun(tmp_path))
+    first, second = tasks(tmp_path)
+    os.kill(second, signal.SIGUSR1)  # one of them: the other stops after the same update
+    waiting_for(lambda: list((row(tmp_path) / "checkpoints").glob("step=*.pt")))
+    _, errors = process.communicate(timeout=1500)
+    assert process.returncode == 0, errors
+    assert not any(Path(f"/proc/{task}").exists() for task in (first, second))
+    assert (row(tmp_path) / "metrics.json").exists()
+    assert_close(updates(tmp_path), undisturbed)
+
+
 # ---- a real Slurm --------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +201,22 @@ def test_a_job_that_was_cancelled_stays_so_and_the_command_says_it(slurm: Slurm,
     process.send_signal(signal.SIGTERM)  # without accounting, nobody tells submitit of the end
     _, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_a_job_of_two_nodes_trains_one_row_is_requeued_and_goes_on(
+    slurm: Slurm, tmp_path: Path, undisturbed: list[dict[str, Any]], layout: str
+) -> None:
+    process = train(tmp_path, *QUEUE, "hydra.launcher.nodes=2", f"distributed={layout}", **slurm.environment)
+    number = submitted(slurm)
+    waiting_for(lambda: begun(tmp_path))
+    assert slurm.job(number)["NumNodes"] == "2"
+    slurm.run("scancel", "--signal=USR1", number)
+    waiting_for(lambda: slurm.job(number)["Restarts"] == "1")
+    _, errors = process.communicate(timeout=1500)
+    assert process.returncode == 0, errors
+    assert_close(updates(tmp_path), undisturbed)
 
 
 GATHER = """

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.commands import ROOT, start
+from sysdpo.cli import commands
+from tests.integration.commands import ROOT, start, train_in_process
 from tests.several import history
 
 ROWS = {
@@ -122,3 +123,23 @@ def test_a_mistake_that_all_processes_meet_is_said_once(tmp_path: Path) -> None:
         "distributed=ddp or distributed=fsdp."
     ]
     assert not list(tmp_path.rglob("metrics*"))
+
+
+def test_jobs_are_handed_out_by_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = ["-m", *SMOKE, f"outputs={tmp_path}", "distributed=ddp", "hydra/launcher=joblib"]
+    assert train_in_process(arguments, monkeypatch) == 2
+    assert "hydra/launcher: one process hands out the jobs, but 2 have been started" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("metrics*"))
+
+
+def test_other_commands_are_one_process_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setattr(sys, "argv", ["report.py", f"outputs={tmp_path}"])
+    with pytest.raises(SystemExit, match="2"):
+        commands.report()
+    assert "error: 8 processes have been started, but this command works in one" in capsys.readouterr().err
