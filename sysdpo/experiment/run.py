@@ -74,15 +74,8 @@ def _run(config: DictConfig) -> dict[str, Any]:
     own = identity(resolved, data_content(config))
     if processes.by_first(lambda: folder.is_finished(own)):
         log.info("%s is finished: nothing to do", folder.path)
-        if (mark := _heard(config, folder)) and not mark.exists():  # killed while it was told, or a logger set since
-            logger = _logger(config, resolved, folder.run_id(own))
-            told = False
-            try:
-                for line in folder.history:
-                    logger.log(line)
-                told = True
-            finally:
-                logger.finish(told)
+        if (mark := _logged(config, folder)) and not mark.exists():  # killed before its logger ended, or one set since
+            _log_history(config, resolved, folder, own)
             mark.touch()
         return processes.by_first(lambda: folder.metrics or {})
     random.seed(config.seed)
@@ -148,7 +141,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
             succeeded = True
         finally:
             logger.finish(succeeded)
-        if mark := _heard(config, folder):
+        if mark := _logged(config, folder):
             mark.touch()
     return metrics
 
@@ -165,11 +158,23 @@ def check_names(config: DictConfig) -> None:
             )
 
 
-def _heard(config: DictConfig, folder: RunFolder) -> Path | None:
-    """The file that says that the run's logger, if it has one, knows all of it."""
+def _logged(config: DictConfig, folder: RunFolder) -> Path | None:
+    """The file that says that the run's logger, if it has one, has all of it."""
     if not config.get("logger") or not processes.is_first():
         return None
-    return folder.path / f".heard-{config.logger._target_.rsplit('.')[-1]}"
+    return folder.path / f".logged-{config.logger._target_.rsplit('.')[-1]}"
+
+
+def _log_history(config: DictConfig, resolved: dict[str, Any], folder: RunFolder, own: Identity) -> None:
+    """Give a finished run's history to its logger."""
+    logger = _logger(config, resolved, folder.run_id(own))
+    succeeded = False
+    try:
+        for line in folder.history:
+            logger.log(line)
+        succeeded = True
+    finally:
+        logger.finish(succeeded)
 
 
 def _logger(config: DictConfig, resolved: dict[str, Any], run_id: str) -> Logger:

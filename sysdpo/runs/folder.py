@@ -298,8 +298,8 @@ class RunFolder:
     def _set_results_aside(self) -> None:
         """Keep what another judge found beside this run, which loses it; it stays trained."""
         (self.path / SUMS).unlink(missing_ok=True)
-        for told in self.path.glob(".heard-*"):
-            told.unlink()
+        for logged in self.path.glob(".logged-*"):
+            logged.unlink()
         if not (self.path / "metrics.json").exists():
             return
         target = self._beside()

@@ -195,7 +195,7 @@ def test_a_new_judge_keeps_weights_and_puts_the_old_results_aside(tmp_path: Path
     first, second = Identity("t", "a"), Identity("t", "b")
     run.open({"judge": "a"}, first, "abc")
     (run.path / "checkpoints").mkdir()
-    (run.path / ".heard-WandbLogger").touch()
+    (run.path / ".logged-WandbLogger").touch()
     (run.path / "samples").mkdir()
     (run.path / "samples" / "evaluation.jsonl").write_text('{"row": 0}\n')
     run.finish({"wr": 1.0})
@@ -204,7 +204,7 @@ def test_a_new_judge_keeps_weights_and_puts_the_old_results_aside(tmp_path: Path
     run.open({"judge": "b"}, second, "abc")
     assert run.metrics is None
     assert (run.path / "checkpoints").is_dir()
-    assert not (run.path / ".heard-WandbLogger").exists()
+    assert not (run.path / ".logged-WandbLogger").exists()
     old = RunFolder(tmp_path / ".seed=0.superseded-1")
     assert (old.metrics, old.config, old.identity, old.samples) == ({"wr": 1.0}, {"judge": "a"}, first, [{"row": 0}])
     run.finish({"wr": 2.0})
