@@ -202,7 +202,7 @@ processes: $(READY)  ## the same rows by one process and by several, for docs/se
 	$(RUN) scripts/processes.py --outputs "$(OUTPUTS)/processes" --page docs/several_processes.md $(ARGS)
 
 test: $(READY) lint  ## everything but the slow and the GPU tier, a worker a core
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(CORES) --dist loadfile --durations=40 --durations-min=4
 
 test-slow: $(READY)  ## the slow tier
 	$(RUN) -m pytest -m slow
