@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from sysdpo.components.image.pixels import PatchComponents
+from sysdpo.components.image.latents import PatchComponents
 from sysdpo.paths import ASSETS
 from sysdpo.tasks.progression.scenes import ATTRIBUTES, GRADES, PLACES, is_held_out, render
 

@@ -42,7 +42,6 @@ from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
 from sysdpo.training.objectives import Objective
 from sysdpo.training.reach import in_words, reaches
-from sysdpo.training.separate import train_separately
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +216,8 @@ def align(
             drawn = config.evaluation_batch_size
             spent = parts.peer.train(Task(system, data.train, parts.labels, settings, folder, drawn))
         else:
+            from sysdpo.training.separate import train_separately  # TRL's trainer takes a second to import
+
             train_separately(system, data.train, settings, folder)
         for line in processes.by_first(lambda: RunFolder(folder).history):
             logger.log(line)

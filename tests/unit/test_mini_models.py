@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from sysdpo.components.image.diffusion import Diffusion
-from sysdpo.components.image.pixels import PatchComponents
+from sysdpo.components.image.latents import PatchComponents
 from sysdpo.components.image.pretrained import build_diffusion
 from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.components.tools.captions import numbered_captions

@@ -14,8 +14,9 @@ from sysdpo.components.base import Component, Parents, TokenSampler, Value
 from sysdpo.components.image.conditioning import CachedCaptions, Caption, CaptionEncoder
 from sysdpo.components.image.denoisers import Model, denoiser_of
 from sysdpo.components.image.denoising import Bound, mean_by_name
+from sysdpo.components.image.latents import Codec
 from sysdpo.components.image.noise import noise_process
-from sysdpo.components.image.pixels import Codec, to_pixels
+from sysdpo.components.image.pixels import to_pixels
 from sysdpo.components.text.lora import lora_config
 from sysdpo.components.text.pretrained import shapes_only
 from sysdpo.errors import SettingError

@@ -29,7 +29,7 @@ from sysdpo.components.image.denoisers import Model
 from sysdpo.components.image.denoising import Bound
 from sysdpo.components.image.diffusion import Diffusion
 from sysdpo.components.image.joint_text import ClipAndT5
-from sysdpo.components.image.pixels import Autoencoder, Codec, PatchComponents, PixelUnshuffle
+from sysdpo.components.image.latents import Autoencoder, Codec, PatchComponents, PixelUnshuffle
 from sysdpo.components.image.transformer_parts import pretrained_parts, random_parts
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import Weights, resolve_dtype, shapes_only

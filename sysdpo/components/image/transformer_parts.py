@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextM
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from sysdpo.components.image.joint_text import ClipAndT5, Encoder
-from sysdpo.components.image.pixels import Autoencoder
+from sysdpo.components.image.latents import Autoencoder
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import shapes_only
 from sysdpo.errors import SettingError
