@@ -112,7 +112,7 @@ def digest(*content: Any) -> str:
 
 
 def content(path: Path, setting: str = "path") -> str:
-    """What identifies a file, or the visible files of a folder, wherever it lies and whatever it is called."""
+    """What identifies a file, or a folder's visible files but pages (`.md`), wherever it lies, whatever its name."""
     try:
         files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and _is_seen(f, path))
         states = [(str(f.relative_to(path)), f.stat()) for f in files]
@@ -127,7 +127,7 @@ def _content(path: Path, states: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def _is_seen(file: Path, folder: Path) -> bool:
-    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix != ".md" and not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _existing(value: str) -> Path | None:

@@ -181,6 +181,16 @@ def test_a_file_with_an_old_time_stamp_is_read_again_if_its_size_differs(tmp_pat
     assert module.content(file) != first
 
 
+def test_a_model_s_page_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    first = module.content(tmp_path)
+    (tmp_path / "README.md").write_text("What it is.")
+    assert module.content(tmp_path) == first
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert module.content(tmp_path) != first
+
+
 def test_a_run_of_an_earlier_version_is_known_by_its_config(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     config = {"beta": 0.1, "system": {"components": {"psi1": {"model": {"device": "cpu"}}}}}
