@@ -88,7 +88,7 @@ def compared(one: Path, other: Path) -> list[str]:
 
 def equality(outputs: Path, numbers: list[int]) -> str:
     lines: dict[tuple[str, str], list[str]] = {row: [] for row in ROWS}
-    asked = ["scale=smoke", f"training.steps={STEPS}", f"training.learning_rate={RATE}"]
+    asked = ["scale=smoke", f"training.steps={STEPS}", f"training.learning_rate={RATE}", "training.validate_every=0"]
     for experiment in dict.fromkeys(owner for owner, _ in ROWS):
         methods = ",".join(method for owner, method in ROWS if owner == experiment)
         alone = made(outputs / experiment / "none", 1, "none", experiment, methods, *asked)

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from sysdpo import processes
 from sysdpo.errors import SettingError
 from sysdpo.evaluation.judges.alpaca_eval import AlpacaEvalJudge
 from sysdpo.evaluation.judges.base import Judge
@@ -273,6 +274,23 @@ def test_decoder_reward_model_in_a_padded_batch_equals_one_at_a_time(tmp_path: P
     assert preferences == pytest.approx(expected, abs=1e-6)
     assert preferences[2] == 1.5
     assert abs(preferences[0] - 1.5) > 1e-3  # the random model tells answers apart, so the test can fail
+
+
+def test_processes_share_out_the_texts_of_a_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    save_byte_tokenizer(tmp_path)
+    Qwen2ForSequenceClassification(tiny_decoder()).eval().save_pretrained(tmp_path)
+    judge = RewardModelJudge(str(tmp_path), batch_size=2, device="cpu")
+    pairs = [("question", "long " * i) for i in range(7)]
+    expected = judge.rewards(pairs)
+    parts: list[list[tuple[int, float]]] = []
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "joined", lambda found: parts.append(found) or found)
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        judge.rewards(pairs)
+    assert [len(part) for part in parts] == [3, 2, 2]  # batches of two in turn: 0 1, 2 3, 4 5, 6
+    assert [value for _, value in sorted(each for part in parts for each in part)] == pytest.approx(expected, abs=1e-6)
 
 
 def test_encoder_reward_model_reads_a_pair_of_texts(tmp_path: Path) -> None:
