@@ -29,7 +29,7 @@ ROWS = {
 }
 STEPS = 21  # sysdpo_on_policy draws fresh pairs after 20
 RATE = 1e-4  # AdamW carries rounding on, times the rate; a draw near a tie may then fall on the other side
-SPEED = ["training.steps=8", "training.validate_every=0", "training.checkpoint_every=100"]
+SPEED = ["training.steps=8", "training.validate_every=0", "dataset.prompts=100", "dataset.evaluation_prompts=24"]
 CLOCKS = ("seconds", "step_time", "train_runtime")
 MARKS = ("<!-- {} -->", "<!-- end of {} -->")
 

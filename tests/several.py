@@ -59,6 +59,11 @@ def _checkpointed() -> CompoundSystem:
     return make_two_llm(gradient_checkpointing=True)
 
 
+def _half_precision() -> CompoundSystem:
+    """A base in 16 bits whose adapters are in 32: parts of both kinds."""
+    return make_two_llm(dtype="bfloat16")
+
+
 def _whole_weights() -> CompoundSystem:
     return make_two_llm(lora=None)
 
@@ -84,6 +89,7 @@ class Case:
     make: Callable[[], tuple[CompoundSystem, list[Pair]]]
     objective: Objective = field(default_factory=Direct)
     settings: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-5
 
 
 ON_POLICY = {"redraw_every": 1, "redraw_samples": 3, "replay": 0.4}
@@ -100,6 +106,7 @@ CASES = {
     "ahead": Case(lambda: _text(make_two_llm), Sampling(k=2), {"draw_batch_size": 3}),
     "importance": Case(lambda: _text(make_two_llm), Sampling(k=2, estimator="importance")),
     "checkpointed": Case(lambda: _text(_checkpointed)),
+    "half": Case(lambda: _text(_half_precision), tolerance=5e-2),  # 8 bits of mantissa
     "whole": Case(lambda: _text(_whole_weights)),
     "previous": Case(_images, settings={**ON_POLICY, "reference": "previous"}),
 }
