@@ -95,6 +95,12 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["method=sysdpo_direct", "sampler.k=4"], ["sampler.k=4: has no effect", "objective=sampling"]),
         (["best_of=4"], ["best_of=4: has no effect", "experiment=table1"]),
         (["+anything=1"], ["+anything=1: has no effect"]),
+        (
+            ["+llm.architecture.num_hidden_layer=1"],
+            ["num_hidden_layer: llama has no such key; did you mean 'num_hidden_layers'"],
+        ),
+        (["+system.components.psi1.prompt.examples=[{user: a}]"], ["each must be {user: text, assistant: text}"]),
+        (["+llm.lora.use_rslora=no"], ["model.lora.use_rslora=no: must be true or false"]),
         (["train=a=b"], ["train=a=b: Hydra cannot read this value", "'train='a=b''".replace("'a=b'", "'\\''a=b'\\''")]),
         (["training.link=\udcff"], ["training.link=", "is not UTF-8"]),
         (["llm.dtype=float31"], ["dtype='float31'"]),

@@ -291,5 +291,7 @@ class TestSettings:
     def test_a_tokenizer_without_end_token_is_refused(self) -> None:
         tokenizer = byte_tokenizer()
         tokenizer.eos_token = None
+        assert TextCodec(tokenizer, Prompt("{x}"), 4).eos_token_id == 2  # ChatML's
+        tokenizer.chat_template = None
         with pytest.raises(SettingError, match="end token"):
             TextCodec(tokenizer, Prompt("{x}"), 4)

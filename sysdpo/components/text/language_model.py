@@ -462,7 +462,10 @@ def build_language_model(
         trust_remote_code=trust_remote_code,
         seed=seed,
     )
-    examples = tuple((e["user"], e["assistant"]) for e in prompt.get("examples") or ())
+    given = prompt.get("examples") or ()
+    if any(set(each) != {"user", "assistant"} or not all(isinstance(v, str) for v in each.values()) for each in given):
+        raise SettingError("prompt.examples: each must be {user: text, assistant: text}.")
+    examples = tuple((each["user"], each["assistant"]) for each in given)
     user = prompt["user"] if isinstance(prompt["user"], str) else tuple(prompt["user"])
     template = Prompt(user, prompt.get("system"), examples, prompt.get("prefix") or "")
     return kind(model, tokenizer, template, seed=seed, **settings)

@@ -1,5 +1,7 @@
 """Loading a causal language model: which weights, which precision, which adapter."""
 
+import difflib
+import inspect
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +11,7 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -84,6 +87,7 @@ def load_causal_lm(
         if not Path(source).is_dir():
             raise SettingError(f"model.pretrained={source!r}: there is no such folder.")
     changes = {key: value for key, value in (architecture or {}).items() if value is not None}
+    _check_keys(source, weights, changes)
     config, tokenizer = _config_and_tokenizer(source, weights, changes, trust_remote_code)
     form: dict[str, Any] = {"config": config, "dtype": resolve_dtype(dtype, place)}
     if attention != "auto":
@@ -108,6 +112,39 @@ def load_causal_lm(
     if adapter is not None:
         model = _with_adapter(model, adapter)
     return model.to(place).eval(), tokenizer
+
+
+def _check_keys(source: str | None, weights: Weights, changes: Mapping[str, Any]) -> None:
+    """Refuse a key that the architecture does not have: transformers would keep it, and nothing would read it."""
+    kind = changes.get("model_type") or _model_type(source, weights)
+    if kind is None or kind not in CONFIG_MAPPING:
+        return  # foreign code, or a type that is refused with its name where it is loaded
+    known = _keys(kind)
+    for key in changes:
+        # llama's are those of `model=tiny_llm`, which `model_type` alone makes another architecture
+        if key not in known and key not in OLDER_NAMES and key not in _keys("llama"):
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise SettingError(
+                f"model.architecture.{key}: {kind} has no such key; did you mean {close[0]!r}? Leave it out otherwise."
+            )
+
+
+def _keys(kind: str) -> set[str]:
+    made = CONFIG_MAPPING[kind]
+    return {*inspect.signature(made).parameters, *dir(made()), *made.attribute_map}
+
+
+def _model_type(source: str | None, weights: Weights) -> str | None:
+    shape = architecture_folder(source) if source is not None and weights == "random" else None
+    folder = shape or (Path(source) if source is not None else None)
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]) if folder else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # of the hub, or broken: said where it is loaded
+
+
+OLDER_NAMES = ("rope_scaling", "rope_theta", "partial_rotary_factor", "attn_implementation", "model_type")
+"""Keys that transformers takes although no config has them."""
 
 
 def _config_and_tokenizer(
