@@ -103,6 +103,8 @@ LIMITS: dict[str, Limits] = {
     "max_characters": COUNT,
     # of data
     "samples": SMALL,
+    "Progressions.samples": Limits(2, 10_000),  # of which pairs are made
+    "OwnSamples.samples": Limits(2, 10_000),
     "evaluation_samples": SMALL,
     "pairs_per_prompt": COUNT,
     "prompts": Limits(1, 1_000_000, pattern=r".*\S.*", remedy="a file, or a number"),

@@ -40,6 +40,8 @@ def read_rows(path: str | Path, setting: str = "dataset.path", split: str | None
     if path.is_dir():
         rows = _folder(path, setting, split)
     elif path.is_file():
+        if split is not None and split != _split_of(path, path.parent):
+            raise SettingError(f"dataset.split={split}: {path} is one file, of no such split; leave it out.")
         rows = _file(path, setting)
     else:
         hint = f" A data set of the hub is {setting.rpartition('.')[0]}.hub={path}." if _is_id(str(path)) else ""

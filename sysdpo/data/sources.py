@@ -106,6 +106,8 @@ class Recorded:
 
     def rows(self) -> list[Record]:
         """As they stand in the file."""
+        if self.path is not None and self.hub is not None:
+            raise SettingError(f"dataset.path={self.path} and dataset.hub={self.hub}: set one of them.")
         if self.path is not None:
             return read_rows(self.path, split=self.split)
         if self.hub is None:

@@ -94,6 +94,8 @@ def load_rows(path: Path, setting: str = "dataset.path", split: str | None = Non
         if split not in loaded:
             raise SettingError(f"dataset.split={split}: {path} has {', '.join(loaded)}.")
         loaded = loaded[split]
+    elif split not in (None, path.name, str(loaded.split)):
+        raise SettingError(f"dataset.split={split}: {path} holds one part, of no such name; leave it out.")
     return plain_rows(loaded)
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
     (tmp_path / "data" / "train-00001-of-00003.parquet").unlink()
     with pytest.raises(SettingError, match="holds 2 of 3 shards; fetch the others"):
         read_rows(tmp_path, split="train")
+    file = tmp_path / "data" / "test-00000-of-00001.parquet"
+    assert read_rows(file, split="test") == ROWS[:1]
+    for path in (file, Path(shutil.copy(file, tmp_path / "one.parquet"))):
+        with pytest.raises(SettingError, match=r"dataset\.split=dev: .* is one file, of no such split"):
+            read_rows(path, split="dev")
+    (tmp_path / "one.parquet").unlink()
     (tmp_path / "more.jsonl").write_text(LINES)
     with pytest.raises(SettingError, match=r"several kinds \(\.jsonl, \.parquet\)"):
         read_rows(tmp_path)

@@ -1,5 +1,6 @@
 """Loading a text-to-image model: the scene model that ships with this project, Stable Diffusion 1.x, XL, 3, or FLUX."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import Weights, resolve_dtype, shapes_only
 from sysdpo.components.weights import architecture_folder, pretrained_folder
 from sysdpo.devices import resolve_device
-from sysdpo.errors import SettingError, one_line
+from sysdpo.errors import SettingError, nearest, one_line
 from sysdpo.paths import ASSETS
 
 SHIPPED = {name: ASSETS / name for name in ("scene_diffusion", "mini_scene_strong", "mini_scene_weak")}
@@ -74,6 +75,7 @@ def build_diffusion(
     torch_dtype = resolve_dtype(dtype, place)
     if weights == "random":
         with loading("model.architecture", str(pretrained)):
+            _check_keys(architecture or {})
             parts = _random_parts(_architecture(pretrained, architecture or {}), pretrained, image_size, seed, place)
     elif weights == "pretrained":
         if pretrained is None:
@@ -175,6 +177,15 @@ def _load(cls: Any, source: str, part: str, **settings: Any) -> Any:
             f"model.pretrained={source!r}: its {part} cannot be read ({one_line(error, 200)}); name a folder in the "
             "layout of a diffusers pipeline."
         ) from error
+
+
+def _check_keys(changes: Mapping[str, Any]) -> None:
+    """Refuse a key that a part does not have: diffusers would leave it out, and go on."""
+    for part, made in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("scheduler", DDIMScheduler)):
+        known = list(inspect.signature(made.__init__).parameters)[1:]
+        for key in changes.get(part) or {}:
+            if key not in known and not key.startswith("_"):
+                raise SettingError(f"model.architecture.{part}: {nearest(key, known).partition(' Known')[0]}")
 
 
 def _architecture(pretrained: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
