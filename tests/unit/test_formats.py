@@ -15,6 +15,8 @@ from sysdpo.data.sources import Recorded, read_pairs
 from sysdpo.data.usable import OVERLONG
 from sysdpo.errors import SettingError
 from sysdpo.system import CompoundSystem
+from tests.conftest import ROOT
+from tests.formats import ROWS, outcome, page
 from tests.systems import make_two_llm
 
 SYSTEM = make_two_llm(architecture={"max_position_embeddings": 1024}, max_new_tokens=12)
@@ -165,6 +167,13 @@ class TestCases:
         assert kept == {"drop": [0, 1, 2, 4, 5], "cut": [0, 1, 2, 3, 4, 5]}
         with pytest.raises(SettingError, match=r"^row 4.*dataset\.overlong=drop or cut"):
             Recorded(str(cases / f"{name}.jsonl")).read(system, False)
+
+
+def test_the_page_shows_what_becomes_of_each_format() -> None:
+    """`python -m tests.formats` writes it again."""
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert text == page(text)
+    assert {what for what, _ in map(outcome, ROWS.values())} == {"read", "dropped, counted", "refused"}
 
 
 # ---- siblings --------------------------------------------------------------------------------------------------------
