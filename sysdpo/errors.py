@@ -30,10 +30,12 @@ class TooLong(SettingError):
 def check_file_name(setting: str, name: Any) -> str:
     """The name itself, refused unless it names one file or folder inside another: names decide where results go."""
     text = str(name)
-    if not text.strip() or text in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", text) or len(text.encode()) > 200:
+    unfit = re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", text)
+    if not text.strip() or text in (".", "..") or unfit or len(text.encode()) > 200:
         raise SettingError(
             f"{setting}={plain(text)[:80]!r}: names a folder of the results, so it must be 1 to 200 bytes long, "
-            "without /, \\ and control characters, and neither . nor .. (to write elsewhere, set outputs=…)."
+            "without /, \\ and characters that no file system takes, and neither . nor .. (to write elsewhere, set "
+            "outputs=…)."
         )
     return text
 

@@ -43,7 +43,7 @@ class Recorded:
     """Preferences that exist: a file, a folder or a data set of the hub, in any format that docs/data.md lists.
 
     Args:
-        path: the file or folder; None fetches `hub`.
+        path: the file or folder, in place of `hub`; None fetches `hub`.
         hub: a hub id; `config` and `split` name a part of it, None its only one and `train`.
         split: also of a folder that holds several.
         evaluation: rows held out for evaluation: a count, or a share in (0, 1).
@@ -106,8 +106,6 @@ class Recorded:
 
     def rows(self) -> list[Record]:
         """As they stand in the file."""
-        if self.path is not None and self.hub is not None:
-            raise SettingError(f"dataset.path={self.path} and dataset.hub={self.hub}: set one of them.")
         if self.path is not None:
             return read_rows(self.path, split=self.split)
         if self.hub is None:

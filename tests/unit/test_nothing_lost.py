@@ -517,7 +517,7 @@ def test_with_its_lock_file_deleted_a_run_still_belongs_to_one_process(tmp_path:
 # ---- names and what is shown ---------------------------------------------------------------------------------------
 
 
-ELSEWHERE = ["../up", "../../../up", "/tmp/x", "a/b", "..", ".", "", " ", "a\\b", "a\x1b[2J", "ü" * 150]
+ELSEWHERE = ["half\ud800", "../up", "../../../up", "/tmp/x", "a/b", "..", ".", "", " ", "a\\b", "a\x1b[2J", "ü" * 150]
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
