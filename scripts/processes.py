@@ -36,6 +36,12 @@ MARKS = ("<!-- {} -->", "<!-- end of {} -->")
 
 def made(place: Path, number: int, layout: str, experiment: str, methods: str, *overrides: str) -> dict[str, Path]:
     """The folders of an experiment's runs by their method, made now if they are not there."""
+
+    def there() -> dict[str, Path]:
+        return {file.parent.parent.name: file.parent for file in place.rglob("metrics.json")}
+
+    if there().keys() == set(methods.split(",")):
+        return there()
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"] if layout != "none" else []
     command = [sys.executable, *start, str(ROOT / "scripts" / "train.py"), "-m", f"experiment={experiment}"]
     command += [f"method={methods}", *overrides, f"distributed={layout}", f"outputs={place}", "logger=none"]
@@ -43,7 +49,7 @@ def made(place: Path, number: int, layout: str, experiment: str, methods: str, *
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    return {file.parent.parent.name: file.parent for file in place.rglob("metrics.json")}
+    return there()
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
@@ -55,35 +61,34 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def farthest(one: Any, other: Any) -> float:
-    """The largest difference between numbers at the same place; infinite where anything else differs."""
+    """The largest difference between numbers at the same place, as a share of those above 1; infinite where anything
+    else differs."""
     ours, theirs = leaves(one), leaves(other)
     if ours.keys() != theirs.keys():
         return float("inf")
     apart = [0.0]
     for name, value in ours.items():
         if isinstance(value, int | float):
-            apart.append(abs(value - theirs[name]))
+            apart.append(abs(value - theirs[name]) / max(1.0, abs(value)))
         elif value != theirs[name]:
             return float("inf")
     return max(apart)
 
 
 def compared(one: Path, other: Path) -> list[str]:
-    """The cells of two runs: largest differences of logged numbers, weights and figures; answers that are others."""
-    logged, figures = (
-        farthest(*(load(folder) for folder in (one, other)))
-        for load in (
-            lambda folder: read_jsonl(folder / "metrics.jsonl"),
-            lambda folder: json.loads((folder / "metrics.json").read_text()),
-        )
-    )
+    """The cells of two runs: largest differences of losses, of all logged numbers, of weights and figures; answers that
+    are others."""
+    histories = [read_jsonl(folder / "metrics.jsonl") for folder in (one, other)]
+    losses = farthest(*([line.get("loss") for line in lines] for lines in histories))
+    logged = farthest(*histories)
+    figures = farthest(*(json.loads((folder / "metrics.json").read_text()) for folder in (one, other)))
     weights = 0.0
     for file in sorted((one / "adapters").rglob("*.safetensors")):
         ours, theirs = load_file(file), load_file(other / file.relative_to(one))
         weights = max(weights, *(float((ours[name] - theirs[name]).abs().max()) for name in ours))
     answers = [read_jsonl(folder / "samples" / "evaluation.jsonl") for folder in (one, other)]
     differing = sum(farthest(ours, theirs) > 1e-5 for ours, theirs in zip(*answers, strict=True))
-    return [f"{logged:.0e}", f"{weights:.0e}", f"{figures:.0e}", f"{differing} of {len(answers[0])}"]
+    return [f"{losses:.0e}", f"{logged:.0e}", f"{weights:.0e}", f"{figures:.0e}", f"{differing} of {len(answers[0])}"]
 
 
 def equality(outputs: Path, numbers: list[int]) -> str:
@@ -101,8 +106,8 @@ def equality(outputs: Path, numbers: list[int]) -> str:
                     lines[row].append(f"| {' | '.join(cells)} |")
                     print(lines[row][-1], flush=True)
     head = [
-        "| row | layout | processes | logged numbers | weights | figures | other answers |",
-        "|---|---|---|---|---|---|---|",
+        "| row | layout | processes | losses | all logged numbers | weights | figures | other answers |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *(line for own in lines.values() for line in own)])
 
