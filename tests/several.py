@@ -1,7 +1,6 @@
 """Small trainings that torchrun's processes do together: `python -m tests.several LAYOUT,LAYOUT FOLDER CASE…`."""
 
 import faulthandler
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from sysdpo import processes
 from sysdpo.components.tools.tool import Tool
 from sysdpo.data.redraw import JudgedPairs
 from sysdpo.graph import SystemGraph
+from sysdpo.runs.folder import read_jsonl
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.sampling.strategies import SamplingStrategy
 from sysdpo.system import CompoundSystem, Pair
@@ -161,7 +161,7 @@ def launch(number: int, *arguments: str, module: str = "tests.several", **enviro
 
 def history(folder: Path) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl` without what only clocks decide."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_jsonl(folder / "metrics.jsonl")  # an untrained row has none
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sysdpo.cli import commands
+from sysdpo.runs.folder import read_jsonl
 from tests.integration.commands import ROOT, start, train_in_process
 from tests.several import history
 
@@ -58,18 +59,24 @@ def numbers(value: Any, name: str = "") -> dict[str, Any]:
     return {name: value}
 
 
+def assert_close(found: Any, expected: Any, tolerance: float) -> None:
+    ours, theirs = numbers(expected), numbers(found)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        is_number = isinstance(value, int | float)
+        assert theirs[name] == (pytest.approx(value, abs=tolerance, rel=tolerance) if is_number else value), name
+
+
 def assert_same(one: Path, several: Path) -> None:
-    for file in ("metrics.json", "samples/evaluation.jsonl"):
-        ours, theirs = ((folder / file).read_text().splitlines() for folder in (one, several))
-        assert len(ours) == len(theirs)
-        for line, other in zip(ours, theirs, strict=True):
-            found, expected = numbers(json.loads(other)), numbers(json.loads(line))
-            assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)
-    for line, other in zip(history(one), history(several), strict=True):
+    figures = [json.loads((folder / "metrics.json").read_text()) for folder in (one, several)]
+    answers = [read_jsonl(folder / "samples" / "evaluation.jsonl") for folder in (one, several)]
+    assert_close(figures[1], figures[0], 1e-5)
+    assert_close(answers[1], answers[0], 1e-5)
+    histories = [history(folder) for folder in (one, several)]
+    for line in [line for lines in histories for line in lines]:
         for name in ("train_runtime", "step_time"):
             line.pop(name, None)
-            other.pop(name, None)
-        assert other == pytest.approx(line, abs=1e-4, rel=1e-4)
+    assert_close(histories[1], histories[0], 1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +101,8 @@ def test_tables_do_not_depend_on_the_number_of_processes(
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
 def test_a_signal_ends_all_processes_after_one_update_and_one_process_goes_on(layout: str, tmp_path: Path) -> None:
-    long = (*SMOKE, "training.validate_every=0", "training.checkpoint_every=1000", "training.steps=40")
+    quiet = ("training.validate_every=0", "training.learning_rate=1e-5")  # 40 updates carry rounding on, times the rate
+    long = (*SMOKE, *quiet, "training.checkpoint_every=1000", "training.steps=40")
     folder = tmp_path / "table2" / "smoke" / "sysdpo_sampling" / "seed=0"
     process = together(2, *long, f"outputs={tmp_path}", f"distributed={layout}")
     lines = folder / "metrics.jsonl"
