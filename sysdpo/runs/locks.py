@@ -9,10 +9,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sysdpo.errors import SettingError
 from sysdpo.runs.files import explained
 
 NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What network file systems say that cannot lock a folder; the lock file still counts there."""
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc and its like
+        raise SettingError(f"{folder}: the system makes no folders there; set outputs=… elsewhere.") from error
 
 
 class Busy(Exception):
@@ -27,7 +35,7 @@ def lock_file(path: Path, wait: bool) -> Iterator[None]:
         Busy: another process has it and `wait` is False.
     """
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0)
         try:
             lock.acquire()
@@ -56,7 +64,7 @@ class FolderLock:
             Busy: another process has it and `wait` is False.
         """
         with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -492,6 +492,13 @@ def test_stray_folders_are_left_out_and_said(tmp_path: Path) -> None:
     assert "m/seed=0.bak is no run folder (seed=<number>); it is left out." in notes
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc on this system")
+def test_where_the_system_makes_no_folders_is_one_line() -> None:
+    expected = "/proc/nope: the system makes no folders there; set outputs"
+    with pytest.raises(SettingError, match=expected), RunFolder(Path("/proc/nope/run")).held():
+        pass
+
+
 def test_with_its_lock_file_deleted_a_run_still_belongs_to_one_process(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "m" / "seed=0")
     hold = "import sys; from sysdpo.runs.folder import RunFolder; from pathlib import Path\n"
