@@ -17,7 +17,7 @@ from sysdpo.data.redraw import JudgedPairs
 from sysdpo.graph import SystemGraph
 from sysdpo.runs.folder import read_jsonl
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import trainable_state
 from sysdpo.training.loop import Trainer
@@ -101,8 +101,8 @@ CASES = {
     "routing": Case(lambda: _text(make_routing)),
     "fresh": Case(lambda: _text(make_two_llm), settings={**ON_POLICY, "reference": "ema", "reference_decay": 0.5}),
     "shared": Case(lambda: _text(make_five_nodes)),
-    "frozen": Case(lambda: _text(_half_frozen), Sampling(SamplingStrategy(2, MonteCarlo()))),
-    "contrastive": Case(lambda: _text(make_two_llm), Sampling(SamplingStrategy(2, MonteCarlo(), candidates=4))),
+    "frozen": Case(lambda: _text(_half_frozen), Sampling(Sampler(2, MonteCarlo()))),
+    "contrastive": Case(lambda: _text(make_two_llm), Sampling(Sampler(2, MonteCarlo(), candidates=4))),
     "ahead": Case(lambda: _text(make_two_llm), Sampling(k=2), {"draw_batch_size": 3}),
     "importance": Case(lambda: _text(make_two_llm), Sampling(k=2, estimator="importance")),
     "checkpointed": Case(lambda: _text(_checkpointed)),

@@ -20,7 +20,7 @@ from sysdpo.planning.prediction import counted_tokens, drawn
 from sysdpo.planning.work import Taken
 from sysdpo.planning.workload import Workload
 from sysdpo.runs.folder import read_jsonl
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem, Row
 from sysdpo.training.checkpoints import load_trainable, trainable_state
 from sysdpo.training.loop import Trainer, check_training
@@ -90,9 +90,7 @@ class Measurement:
         written = sum(f.stat().st_size for f in files)
         self.checkpoint = {"bytes": written, "write_seconds": writing, "read_seconds": reading}
 
-    def draw(
-        self, component: Component, variable: Variable, n: int, prompt: str, strategy: SamplingStrategy | None
-    ) -> Taken:
+    def draw(self, component: Component, variable: Variable, n: int, prompt: str, strategy: Sampler | None) -> Taken:
         """After a single value to warm up; time and tokens are those of `n`, however many rows came of it."""
         each = strategy.num_draws if strategy is not None else 1
         elements = self.elements if variable.plate and component.unit == "images" else 1

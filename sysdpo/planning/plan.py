@@ -12,7 +12,7 @@ from sysdpo.graph import Variable
 from sysdpo.planning.prediction import Prediction
 from sysdpo.planning.sizes import curve_rows, evaluation_rows, training_prompts
 from sysdpo.planning.work import Taken, Work
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.training.objectives import Sampling
 from sysdpo.training.reach import Reach, reaches
 
@@ -151,7 +151,7 @@ class Plan:
         amount: int,
         at_once: int,
         drawer: Component | None = None,
-        strategy: SamplingStrategy | None = None,
+        strategy: Sampler | None = None,
     ) -> None:
         """All `amount` values of a variable, as if each component that may draw it drew all of them."""
         for name in variable.components:

@@ -20,7 +20,7 @@ from sysdpo.planning.hardware import gpu
 from sysdpo.planning.meter import Meter, shapes
 from sysdpo.planning.work import Taken
 from sysdpo.planning.workload import Workload
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem
 from sysdpo.training.objectives import Objective, Sampling
 
@@ -67,9 +67,7 @@ class Prediction:
         seconds = meter.seconds(*self.speeds)
         return Taken(meter.peak, seconds, meter.flops, done.tokens, saved=done.saved, largest=meter.largest)
 
-    def draw(
-        self, component: Component, variable: Variable, n: int, prompt: str, strategy: SamplingStrategy | None
-    ) -> Taken:
+    def draw(self, component: Component, variable: Variable, n: int, prompt: str, strategy: Sampler | None) -> Taken:
         tokens, roles = self.assumed["tokens"], [self.system.graph[name].role for _, name in variable.parents]
         length = int(self.assumed["frame"]) + sum(tokens[prompt if role == "input" else "text"] for role in roles)
         done, is_text = predict_drawing(component, n, length), component.unit == "tokens"

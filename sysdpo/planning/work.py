@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from sysdpo.components.base import Component
 from sysdpo.graph import Variable
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem
 
 
@@ -42,8 +42,6 @@ class Work(Protocol):
         """A micro-batch of `pairs` pairs, forward and backward."""
         ...
 
-    def draw(
-        self, component: Component, variable: Variable, n: int, prompt: str, strategy: SamplingStrategy | None
-    ) -> Taken:
+    def draw(self, component: Component, variable: Variable, n: int, prompt: str, strategy: Sampler | None) -> Taken:
         """`n` values of a variable side by side; `strategy`: those that SysDPO-Sampling sums over."""
         ...

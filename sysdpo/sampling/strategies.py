@@ -1,6 +1,6 @@
 """How the K intermediate samples of SysDPO-Sampling are found (section 2.3, appendix J).
 
-A `SamplingStrategy` says how many joint samples a prompt gets, how a language model draws its share of them, and
+A `Sampler` says how many joint samples a prompt gets, how a language model draws its share of them, and
 whether they are thinned afterwards by the system's own likelihoods.
 """
 
@@ -39,7 +39,7 @@ class DiverseBeam:
 
     @property
     def why_not_own(self) -> str:
-        """See `SamplingStrategy.check_own_draws`."""
+        """See `Sampler.check_own_draws`."""
         return "beams are searched, not drawn, and have no probability of being drawn"
 
     def draw(
@@ -80,7 +80,7 @@ def _until_end(ids: list[int], ends: Collection[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class SamplingStrategy:
+class Sampler:
     """One choice of `conf/sampler/`.
 
     Args:

@@ -14,7 +14,7 @@ from sysdpo.errors import SettingError, nearest
 from sysdpo.losses import Estimator, direct_margin, posterior_agreement, sampling_margin
 from sysdpo.sampling.diversity import distinct_ngrams
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy, most_contrasting
+from sysdpo.sampling.strategies import DiverseBeam, Sampler, most_contrasting
 from sysdpo.system import CompoundSystem, Pair
 
 SIDES = ("chosen", "rejected")
@@ -151,7 +151,7 @@ class Sampling:
 
     def __init__(
         self,
-        strategy: SamplingStrategy | None = None,
+        strategy: Sampler | None = None,
         estimator: Estimator = "sum",
         *,
         k: int = 2,
@@ -160,7 +160,7 @@ class Sampling:
         if estimator not in get_args(Estimator):
             raise SettingError(f"objective.estimator: {nearest(str(estimator), get_args(Estimator))}")
         own = MonteCarlo(distinct=False) if estimator == "importance" else DiverseBeam()
-        self.strategy, self.estimator = strategy or SamplingStrategy(k, draw or own), estimator
+        self.strategy, self.estimator = strategy or Sampler(k, draw or own), estimator
         if estimator == "importance":
             self.strategy.check_own_draws("objective.estimator=importance")
 

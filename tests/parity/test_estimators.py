@@ -15,7 +15,7 @@ from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
 from sysdpo.losses import posterior_agreement, sampling_margin
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy
+from sysdpo.sampling.strategies import DiverseBeam, Sampler
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.objectives import Sampling
 from tests.parity.test_marginal import PAIRS, chain, diamond, exact_margin
@@ -215,7 +215,7 @@ def test_margin_and_gradient_converge_to_the_exact_ones(name: str) -> None:
     make, pairs = SYSTEMS[name]
     system = make()
     perturb(system, 1.0)
-    objective = Sampling(SamplingStrategy(4_000, OWN), "importance")
+    objective = Sampling(Sampler(4_000, OWN), "importance")
     objective.check(system)
     for pair in pairs:
         exact = enumerated_margin(system, pair)
@@ -235,7 +235,7 @@ def test_the_logged_marginals_are_estimates_of_the_exact_ones() -> None:
     system = chain()
     perturb(system, 1.0)
     pair = PAIRS[0]
-    compared = Sampling(SamplingStrategy(4_000, OWN), "importance").compare(system, [pair], [3])
+    compared = Sampling(Sampler(4_000, OWN), "importance").compare(system, [pair], [3])
     for side in ("chosen", "rejected"):
         rows = [{**pair.row(side), **sample} for sample in every_sample(system)]
         exact = torch.stack(list(system.log_prob(rows).values())).sum(0).logsumexp(0)
@@ -262,7 +262,7 @@ def test_length_takes_the_gradient_from_equation_9_and_not_from_importance_weigh
         system, pair = long_draft(words)
         for estimator in ("sum", "importance"):
             pairs = [Pair(i, pair.inputs, pair.chosen, pair.rejected) for i in range(400)]
-            compared = Sampling(SamplingStrategy(4, OWN), estimator).compare(system, pairs, range(400))
+            compared = Sampling(Sampler(4, OWN), estimator).compare(system, pairs, range(400))
             gradient = gradients(system, compared.margin.mean())["components.first.logits"][0]
             # exactly: p(y | win) - p(y | lose) = (s, -s) with s = sigmoid(1) - sigmoid(-1) = tanh(1 / 2)
             share[estimator, words] = float(gradient[0] - gradient[1]) / (2 * math.tanh(0.5))
@@ -281,7 +281,7 @@ def test_language_models(make: Any) -> None:
     """Texts drawn and scored again: margin 0 at the start, the policy's weights are p(z | x, y) and nothing else."""
     system = make()
     pairs = make_pairs_for(system, 2)
-    objective = Sampling(SamplingStrategy(3, OWN), "importance")
+    objective = Sampling(Sampler(3, OWN), "importance")
     objective.check(system)
     compared = objective.compare(system, pairs, [1, 2])
     assert compared.margin.tolist() == [0.0, 0.0]
@@ -306,16 +306,16 @@ def test_language_models(make: Any) -> None:
 @pytest.mark.parametrize(
     ("strategy", "part"),
     [
-        (SamplingStrategy(2, DiverseBeam(10.0)), "beams are searched"),
-        (SamplingStrategy(2, MonteCarlo(temperature=0.7, distinct=False)), "sampler.draw.temperature=0.7"),
-        (SamplingStrategy(2, MonteCarlo(temperature=0, distinct=False)), "sampler.draw.temperature=0"),
-        (SamplingStrategy(2, MonteCarlo(top_p=0.9, distinct=False)), "sampler.draw.top_p=0.9"),
-        (SamplingStrategy(2, MonteCarlo()), "sampler.draw.distinct=true"),
-        (SamplingStrategy(2, OWN, candidates=4), "sampler.candidates=4"),
-        (SamplingStrategy(2, object()), "object does not say so"),  # type: ignore[arg-type]
+        (Sampler(2, DiverseBeam(10.0)), "beams are searched"),
+        (Sampler(2, MonteCarlo(temperature=0.7, distinct=False)), "sampler.draw.temperature=0.7"),
+        (Sampler(2, MonteCarlo(temperature=0, distinct=False)), "sampler.draw.temperature=0"),
+        (Sampler(2, MonteCarlo(top_p=0.9, distinct=False)), "sampler.draw.top_p=0.9"),
+        (Sampler(2, MonteCarlo()), "sampler.draw.distinct=true"),
+        (Sampler(2, OWN, candidates=4), "sampler.candidates=4"),
+        (Sampler(2, object()), "object does not say so"),  # type: ignore[arg-type]
     ],
 )
-def test_samplers_without_a_density_are_refused(strategy: SamplingStrategy, part: str) -> None:
+def test_samplers_without_a_density_are_refused(strategy: Sampler, part: str) -> None:
     with pytest.raises(SettingError) as refused:
         Sampling(strategy, "importance")
     assert part in str(refused.value)
@@ -326,4 +326,4 @@ def test_samplers_without_a_density_are_refused(strategy: SamplingStrategy, part
 
 def test_an_unknown_estimator_is_refused() -> None:
     with pytest.raises(SettingError, match=r"objective\.estimator: unknown 'importanse'; did you mean 'importance'"):
-        Sampling(SamplingStrategy(2, OWN), "importanse")  # type: ignore[arg-type]
+        Sampling(Sampler(2, OWN), "importanse")  # type: ignore[arg-type]

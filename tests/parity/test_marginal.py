@@ -10,7 +10,7 @@ from torch import Tensor
 from sysdpo.components.tabular import Tabular
 from sysdpo.graph import SystemGraph
 from sysdpo.losses import sampling_margin
-from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy
+from sysdpo.sampling.strategies import DiverseBeam, Sampler
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.objectives import Sampling
 from tests.systems import perturb
@@ -103,7 +103,7 @@ def test_compare_with_k_equal_to_all_values_is_exact_too() -> None:
     """The whole path: beams over the table find every y once, eq. 9 sums them."""
     system = chain()
     perturb(system, 1.0)
-    objective = Sampling(SamplingStrategy(len(Y), DiverseBeam(diversity_penalty=100.0)))
+    objective = Sampling(Sampler(len(Y), DiverseBeam(diversity_penalty=100.0)))
     compared = objective.compare(system, PAIRS, range(len(PAIRS)))
     assert compared.counts == {"samples": 4.0 * len(PAIRS), "samples_missing": 0.0}
     assert compared.margin.tolist() == pytest.approx([exact_margin(system, p) for p in PAIRS], rel=1e-6, abs=1e-6)
@@ -116,7 +116,7 @@ def test_its_gradient_is_that_of_the_exact_marginal() -> None:
     """Through both factors, log p(y | x) as well as log p(z | x, y)."""
     system = chain()
     perturb(system, 1.0)
-    objective = Sampling(SamplingStrategy(len(Y), DiverseBeam(diversity_penalty=100.0)))
+    objective = Sampling(Sampler(len(Y), DiverseBeam(diversity_penalty=100.0)))
     objective.compare(system, PAIRS[:1], [0]).margin.sum().backward()
     tables: dict[str, Any] = {
         n: system.components[n].logits.detach().clone().requires_grad_() for n in system.components

@@ -22,7 +22,7 @@ from sysdpo.components.tools.tool import Tool
 from sysdpo.experiment.build import build_system
 from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.objectives import Direct, Sampling
 from tests.composed import TEXT_SYSTEMS, compose_system
@@ -171,7 +171,7 @@ def test_sampling(name: str) -> None:
         Pair(p.index, p.inputs, *({k: v for k, v in side.items() if k in finals} for side in (p.chosen, p.rejected)))
         for p in make_pairs_for(system, 2)
     ]
-    objective = Sampling(SamplingStrategy(3, MonteCarlo(distinct=False)))
+    objective = Sampling(Sampler(3, MonteCarlo(distinct=False)))
     objective.check(system)
     compared = objective.compare(system, pairs, [5, 6])
     expected = []

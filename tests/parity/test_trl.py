@@ -17,7 +17,7 @@ from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
 from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings, measure
 from sysdpo.training.objectives import Direct, Sampling
@@ -78,9 +78,7 @@ def policy_gradients(component: LanguageModel) -> dict[str, Tensor]:
     "link",
     ["sigmoid", "hinge"],  # TRL's ipo divides by lengths, and its sigmoid loss leaves label_smoothing out
 )
-@pytest.mark.parametrize(
-    "objective", [Direct(), Sampling(SamplingStrategy(2, MonteCarlo()))], ids=["direct", "sampling"]
-)
+@pytest.mark.parametrize("objective", [Direct(), Sampling(Sampler(2, MonteCarlo()))], ids=["direct", "sampling"])
 def test_loss_rewards_and_gradients(tmp_path: Path, objective: Any, link: Any) -> None:
     """Without intermediates the two objectives are one; TRL's trainer is asked with the very same weights."""
     component = make_tiny(max_new_tokens=64)

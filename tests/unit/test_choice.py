@@ -16,7 +16,7 @@ from sysdpo.data.records import make_pairs
 from sysdpo.errors import SettingError
 from sysdpo.graph import GraphError, SystemGraph
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy
+from sysdpo.sampling.strategies import DiverseBeam, Sampler
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
 from sysdpo.training.objectives import Direct, Sampling
@@ -142,7 +142,7 @@ def test_sampling_over_every_choice_is_the_exact_marginal(make: Any, k: int) -> 
     """All joint samples are found, each once: (a), (b), or (a, m), (a, n), (b, nothing)."""
     system = make()
     pairs = [Pair(i, {"x": x}, {"z": "yes"}, {"z": "no"}) for i, x in enumerate(["p", "q"])]
-    objective = Sampling(SamplingStrategy(8, DiverseBeam(diversity_penalty=100.0)))
+    objective = Sampling(Sampler(8, DiverseBeam(diversity_penalty=100.0)))
     compared = objective.compare(system, pairs, [0, 1])
     assert compared.counts["samples"] == 2 * k
     ratio = marginal(system, False).log() - marginal(system, True).log()
@@ -293,7 +293,7 @@ def test_an_intermediate_after_the_final_has_no_samples_in_common() -> None:
     )
     system = CompoundSystem(graph, {"first": make_tiny("", max_new_tokens=2)})
     with pytest.raises(SettingError, match="'y' is drawn after the final 'z'"):
-        Sampling(SamplingStrategy(2, MonteCarlo())).check(system)
+        Sampling(Sampler(2, MonteCarlo())).check(system)
 
 
 def test_a_choice_has_no_answer_of_its_own_to_be_aligned_by_itself(tmp_path: Path) -> None:

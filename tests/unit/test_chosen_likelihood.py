@@ -8,7 +8,7 @@ import torch
 
 from sysdpo.errors import SettingError
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.training.loop import Trainer, TrainingSettings
 from sysdpo.training.objectives import Direct, Sampling
 from tests.image_systems import make_image_pairs, make_llm_diffusion
@@ -52,7 +52,7 @@ def test_sampled_intermediates_are_not_fitted() -> None:
     system = make_two_llm()
     perturb(system.component("psi2"))
     pairs, seeds = make_pairs_for(system, 2), [0, 1]
-    sampling = Sampling(SamplingStrategy(draw=MonteCarlo(), k=2))
+    sampling = Sampling(Sampler(draw=MonteCarlo(), k=2))
     parameters = [p for p in system.parameters() if p.requires_grad]
     own = torch.autograd.grad(
         sampling.compare(system, pairs, seeds).chosen_likelihood.sum(), parameters, allow_unused=True

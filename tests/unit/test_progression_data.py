@@ -18,7 +18,7 @@ from sysdpo.data.sources import hold_out
 from sysdpo.data.storage import load_rows, save_rows
 from sysdpo.errors import SettingError
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.tasks.progression import source as progression
 from sysdpo.tasks.progression.measure import Progression
@@ -347,7 +347,7 @@ def test_captions_and_images_must_be_equally_many() -> None:
 
 def test_sysdpo_sampling_is_refused_for_a_diffusion_model() -> None:
     with pytest.raises(SettingError, match=r"'diffusion' has no exact likelihood.*objective=direct"):
-        Sampling(SamplingStrategy(draw=MonteCarlo(), k=2)).check(make_llm_diffusion())
+        Sampling(Sampler(draw=MonteCarlo(), k=2)).check(make_llm_diffusion())
 
 
 def test_a_bound_needs_noise_and_one_caption() -> None:

@@ -13,7 +13,7 @@ from sysdpo.errors import SettingError
 from sysdpo.graph import SystemGraph
 from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem
 from sysdpo.training.objectives import Direct, Sampling
 from tests.systems import WITH_TOOL, make_pairs_for, make_tiny, make_with_tool
@@ -44,7 +44,7 @@ def test_on_error_is_the_value_of_a_failed_call_and_only_of_that(value: Any) -> 
     assert tool.sample([{"query": "bad"}, {"query": "good"}], 1, [0, 1]) == [[value], ["GOOD"]]
 
 
-@pytest.mark.parametrize("objective", [Direct(), Sampling(SamplingStrategy(2, MonteCarlo(distinct=False)))])
+@pytest.mark.parametrize("objective", [Direct(), Sampling(Sampler(2, MonteCarlo(distinct=False)))])
 def test_a_tool_between_two_models_leaves_both_trainable(objective: Any) -> None:
     system = make_with_tool()
     assert system.trainable == ["asker", "reader"]
@@ -69,7 +69,7 @@ def test_a_tool_cannot_write_the_final_answer_where_intermediates_are_summed_out
         }
     )
     with pytest.raises(SettingError, match=r"'z' is drawn by 'search', a tool.*objective=direct"):
-        Sampling(SamplingStrategy(2, MonteCarlo())).check(CompoundSystem(graph, components))
+        Sampling(Sampler(2, MonteCarlo())).check(CompoundSystem(graph, components))
 
 
 class TestCalculator:

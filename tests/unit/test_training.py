@@ -16,7 +16,7 @@ from sysdpo.experiment.run import sampling_means
 from sysdpo.graph import SystemGraph
 from sysdpo.losses import preference_loss
 from sysdpo.sampling.monte_carlo import MonteCarlo
-from sysdpo.sampling.strategies import DiverseBeam, SamplingStrategy, most_contrasting
+from sysdpo.sampling.strategies import DiverseBeam, Sampler, most_contrasting
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import read_checkpoint, trainable_state, write_checkpoint
 from sysdpo.training.loop import Trainer, TrainingSettings
@@ -26,10 +26,10 @@ from tests.systems import make_five_nodes, make_pairs_for, make_two_llm, make_wi
 SYSTEMS = {"two_llm": make_two_llm, "five_nodes": make_five_nodes, "with_tool": make_with_tool}
 OBJECTIVES: dict[str, Any] = {
     "direct": Direct(),
-    "beams": Sampling(SamplingStrategy(2, DiverseBeam(diversity_penalty=10.0))),
-    "monte_carlo": Sampling(SamplingStrategy(2, MonteCarlo())),
-    "contrastive": Sampling(SamplingStrategy(2, MonteCarlo(), candidates=4)),
-    "importance": Sampling(SamplingStrategy(2, MonteCarlo(distinct=False)), "importance"),
+    "beams": Sampling(Sampler(2, DiverseBeam(diversity_penalty=10.0))),
+    "monte_carlo": Sampling(Sampler(2, MonteCarlo())),
+    "contrastive": Sampling(Sampler(2, MonteCarlo(), candidates=4)),
+    "importance": Sampling(Sampler(2, MonteCarlo(distinct=False)), "importance"),
 }
 on_every_system = pytest.mark.parametrize("make", SYSTEMS.values(), ids=SYSTEMS.keys())
 with_every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
@@ -132,7 +132,7 @@ def test_the_sampling_margin_is_equation_9_over_the_samples_drawn() -> None:
     system = make_five_nodes()
     pairs = make_pairs_for(system, 3)
     perturb(system, 0.1)
-    objective = Sampling(SamplingStrategy(3, DiverseBeam(10.0)))
+    objective = Sampling(Sampler(3, DiverseBeam(10.0)))
     compared = objective.compare(system, pairs, [0, 1, 2])
     for b, (pair, samples) in enumerate(zip(pairs, objective.draw(system, pairs, [0, 1, 2]), strict=True)):
         assert len(samples) == 3
@@ -156,7 +156,7 @@ class TestDraws:
         system = make_two_llm()
         one, other = make_pairs_for(system, 2)
         twin = Pair(1, one.inputs, one.rejected, one.chosen)
-        objective = Sampling(SamplingStrategy(2, draw))
+        objective = Sampling(Sampler(2, draw))
         together = objective.draw(system, [one, twin, other], [1, 2, 3])
         alone = [objective.draw(system, [p], [s])[0] for p, s in ((one, 1), (twin, 2), (other, 3))]
         assert together == alone
@@ -171,9 +171,7 @@ class TestDraws:
         variables["second"] = {"role": "intermediate", "component": "asker", "parents": {"x": "found"}}
         variables["answer"]["parents"] = {"x": "x", "found": "second"}
         chain = CompoundSystem(SystemGraph(variables), dict(system.components))
-        samples = Sampling(SamplingStrategy(4, DiverseBeam(10.0, groups=2))).draw(chain, make_pairs_for(chain, 1), [0])[
-            0
-        ]
+        samples = Sampling(Sampler(4, DiverseBeam(10.0, groups=2))).draw(chain, make_pairs_for(chain, 1), [0])[0]
         assert len(samples) == 4
 
     def test_missing_samples_are_counted(self) -> None:
@@ -188,9 +186,9 @@ class TestDraws:
         )
         system = CompoundSystem(graph, {"t": table, "u": last})
         pair = Pair(0, {"x": "p"}, {"z": 0}, {"z": 1})
-        compared = Sampling(SamplingStrategy(5, MonteCarlo())).compare(system, [pair], [0])
+        compared = Sampling(Sampler(5, MonteCarlo())).compare(system, [pair], [0])
         assert compared.counts == {"samples": 1.0, "samples_missing": 4.0}
-        mixed = Sampling(SamplingStrategy(2, DiverseBeam(100.0))).compare(system, [pair], [0])
+        mixed = Sampling(Sampler(2, DiverseBeam(100.0))).compare(system, [pair], [0])
         assert mixed.counts == {"samples": 2.0, "samples_missing": 0.0}
 
     def test_joint_monte_carlo_samples_are_independent_draws(self) -> None:
@@ -210,7 +208,7 @@ class TestDraws:
         pairs = [Pair(i, {"x": "p"}, {"z": 0}, {"z": 1}) for i in range(3000)]
         # Four independent joint draws hit k different ones of four with these probabilities (Stirling numbers):
         expected = {1: 4 / 256, 2: 84 / 256, 3: 144 / 256, 4: 24 / 256}
-        drawn = Sampling(SamplingStrategy(4, MonteCarlo(distinct=False))).draw(system, pairs, range(3000))
+        drawn = Sampling(Sampler(4, MonteCarlo(distinct=False))).draw(system, pairs, range(3000))
         for count, p in expected.items():
             share = sum(len(samples) == count for samples in drawn) / 3000
             assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / 3000)
@@ -224,7 +222,7 @@ class TestDraws:
         system = make_two_llm()
         pairs = make_pairs_for(system, 2)
         objective = OBJECTIVES["contrastive"]
-        every = Sampling(SamplingStrategy(4, MonteCarlo())).draw(system, pairs, [3, 4])
+        every = Sampling(Sampler(4, MonteCarlo())).draw(system, pairs, [3, 4])
         for pair, candidates, kept in zip(pairs, every, objective.draw(system, pairs, [3, 4]), strict=True):
             odds = []
             for c in candidates:
@@ -237,10 +235,10 @@ class TestDraws:
     @pytest.mark.parametrize(
         ("build", "part"),
         [
-            (lambda: SamplingStrategy(0, MonteCarlo()), "sampler.k=0"),
-            (lambda: SamplingStrategy(2, DiverseBeam(groups=3)), "more beam groups than the 2 beams"),
-            (lambda: SamplingStrategy(3, DiverseBeam(groups=2)), "divisor"),
-            (lambda: SamplingStrategy(2, MonteCarlo(), candidates=1), "sampler.candidates=1"),
+            (lambda: Sampler(0, MonteCarlo()), "sampler.k=0"),
+            (lambda: Sampler(2, DiverseBeam(groups=3)), "more beam groups than the 2 beams"),
+            (lambda: Sampler(3, DiverseBeam(groups=2)), "divisor"),
+            (lambda: Sampler(2, MonteCarlo(), candidates=1), "sampler.candidates=1"),
             (lambda: DiverseBeam(groups=0), "groups=0"),
             (lambda: DiverseBeam(diversity_penalty=-1.0), "diversity_penalty=-1.0"),
         ],

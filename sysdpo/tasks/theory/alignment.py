@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sysdpo.sampling.strategies import SamplingStrategy
+from sysdpo.sampling.strategies import Sampler
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.tasks.theory.systems import ALL, log_marginal, single, tables, two_stages
 from sysdpo.training.loop import Trainer, TrainingSettings
@@ -116,7 +116,7 @@ def check_perfect_alignment(betas: Sequence[float]) -> list[dict[str, Any]]:
             Direct(),
             system_preferences(WEIGHTS, broken_support(WEIGHTS)),
         ),
-        "sysdpo_sampling_all_y": (two_stages, Sampling(SamplingStrategy(len(DRAFTS), ALL)), final),
+        "sysdpo_sampling_all_y": (two_stages, Sampling(Sampler(len(DRAFTS), ALL)), final),
     }
     rows = []
     for method, (make, objective, pairs) in runs.items():
@@ -155,7 +155,7 @@ def check_joint_against_separate(beta: float, seed: int) -> dict[str, float]:
         return float((first.exp() @ second.exp()).diagonal().mean())
 
     untrained, joint = make(), make()
-    align(joint, Sampling(SamplingStrategy(len(values), ALL)), pairs, beta)
+    align(joint, Sampling(Sampler(len(values), ALL)), pairs, beta)
     first, second = (single(values, values, log_probs.float()) for log_probs in tables(untrained))
     align(first, Direct(), pairs, beta)
     drafts = tables(untrained)[0].exp()
