@@ -45,7 +45,7 @@ REPORTED = $(filter-out method=% seed=% distributed=%,$(ARGS))
 	reproduce-open-questions reproduce-ablations reproduce-theory \
 	report-table1 report-table2 report-table2_roles report-moa report-peers \
 	sweep-table1 sweep-table2 figures pictures demo evaluate dashboard wandb-sync wandb-workspace docs draw-systems plan \
-	fetch rehearse check-data \
+	fetch rehearse rehearse-table1 rehearse-table2 rehearse-moa check-data \
 	benchmark benchmark-table benchmark-gpu faults processes test test-slow test-gpu lint clean
 
 help:  ## this list
@@ -168,8 +168,10 @@ evaluate: $(READY)  ## judge a checkpoint that a run has kept, for the curves ov
 
 REHEARSED = $(if $(filter all,$(EXPERIMENT)),table1 table2 moa,$(EXPERIMENT))
 
-rehearse: $(READY)  ## scale=paper from end to end on any machine, with everything small: EXPERIMENT=table1|table2|moa|all
-	$(foreach e,$(REHEARSED),$(RUN) scripts/rehearse.py rehearsal=$(e) outputs=$(OUTPUTS)/rehearsal $(ARGS) &&) true
+rehearse: $(addprefix rehearse-,$(REHEARSED))  ## scale=paper from end to end on any machine, with everything small: EXPERIMENT=table1|table2|moa|all
+
+rehearse-table1 rehearse-table2 rehearse-moa: rehearse-%: $(READY)
+	$(RUN) scripts/rehearse.py rehearsal=$* "outputs=$(OUTPUTS)/rehearsal/$*" $(ARGS)
 
 plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: SCALE=paper EXPERIMENT=table1 ARGS="plan.gpu=a100_80gb"
 	@$(foreach e,$(EXPERIMENTS),$(RUN) scripts/plan.py experiment=$(e) $(COMMON) $(ARGS) &&) true
