@@ -8,6 +8,9 @@ from typing import Any
 UNSHOWN = re.compile(r"[^\t\n\x20-\x7e\xa0-\u200d\u2010-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]")
 """Control characters, marks that change the direction of text, lone surrogates."""
 
+MOST_NAMES = 24
+"""That an error lists."""
+
 
 class SettingError(ValueError):
     """A mistake in a config, a data set or a file. One line: the setting, its value, the remedy.
@@ -55,4 +58,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"unknown {name!r}{hint} Known: {', '.join(known) or 'none'}"
+    shown = known[:MOST_NAMES]
+    more = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
+    return f"unknown {name!r}{hint} Known: {', '.join(shown) or 'none'}{more}"

@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -31,7 +32,7 @@ from sysdpo.components.image.denoising import Bound
 from sysdpo.components.image.diffusion import Diffusion
 from sysdpo.components.image.joint_text import ClipAndT5
 from sysdpo.components.image.latents import Autoencoder, Codec, PatchComponents, PixelUnshuffle
-from sysdpo.components.image.transformer_parts import pretrained_parts, random_parts
+from sysdpo.components.image.transformer_parts import CLASSES, class_of, pretrained_parts, random_parts
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import Weights, resolve_dtype, shapes_only
 from sysdpo.components.weights import architecture_folder, pretrained_folder
@@ -75,8 +76,9 @@ def build_diffusion(
     torch_dtype = resolve_dtype(dtype, place)
     if weights == "random":
         with loading("model.architecture", str(pretrained)):
-            _check_keys(architecture or {})
-            parts = _random_parts(_architecture(pretrained, architecture or {}), pretrained, image_size, seed, place)
+            described = _architecture(pretrained, architecture or {})
+            _check_keys(architecture or {}, described)
+            parts = _random_parts(described, pretrained, image_size, seed, place)
     elif weights == "pretrained":
         if pretrained is None:
             raise SettingError("model.pretrained is not set: name weights, or set model.weights=random.")
@@ -179,9 +181,13 @@ def _load(cls: Any, source: str, part: str, **settings: Any) -> Any:
         ) from error
 
 
-def _check_keys(changes: Mapping[str, Any]) -> None:
-    """Refuse a key that a part does not have: diffusers would leave it out, and go on."""
-    for part, made in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("scheduler", DDIMScheduler)):
+def _check_keys(changes: Mapping[str, Any], architecture: Mapping[str, Any]) -> None:
+    """Refuse a changed key that its part does not have: diffusers would leave it out, and go on."""
+    classes: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDIMScheduler}
+    if "transformer" in architecture:
+        name = class_of("model.architecture", architecture["transformer"])
+        classes |= {"transformer": CLASSES[name], "scheduler": FlowMatchEulerDiscreteScheduler}
+    for part, made in classes.items():
         known = list(inspect.signature(made.__init__).parameters)[1:]
         for key in changes.get(part) or {}:
             if key not in known and not key.startswith("_"):
