@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_a_long_run_holds_its_memory_and_file_handles(tmp_path: Path) -> None:
     """2,000 updates: resident memory grows by less than 2 % after the first 200, file handles not at all."""
     arguments = ("scale=smoke", "training.steps=2000", "training.checkpoint_every=50", "training.validate_every=0")
     process = start("train.py", *arguments, "method=sysdpo_sampling", f"outputs={tmp_path}", OMP_NUM_THREADS="1")
+    threading.Thread(target=process.communicate, daemon=True).start()  # a bar that nobody reads would fill the pipe
     folder = tmp_path / "table2" / "smoke" / "sysdpo_sampling" / "seed=0"
 
     def state() -> tuple[int, int]:
@@ -105,8 +107,7 @@ def test_a_long_run_holds_its_memory_and_file_handles(tmp_path: Path) -> None:
 
     memory, handles = waiting_for(lambda: reached(200), 900)
     later, more = waiting_for(lambda: reached(1950), 3000)
-    process.communicate(timeout=580)
-    assert process.returncode == 0
+    assert process.wait(timeout=580) == 0
     assert later < 1.02 * memory
     assert more <= handles
     assert len(list(folder.glob("checkpoints/*"))) == 2
@@ -114,8 +115,6 @@ def test_a_long_run_holds_its_memory_and_file_handles(tmp_path: Path) -> None:
 
 def test_a_planted_key_is_in_no_output_of_any_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 2 judged by a server that echoes the key, logged to W&B, reported: the key is looked for everywhere."""
-    import threading
-
     from tests.integration.test_judge_endpoint import Handler, Server, completion, first_token
 
     key = "sk-planted-0123456789abcdef"
