@@ -2,7 +2,7 @@
 
 import torch
 
-from sysdpo import processes
+from sysdpo import launched
 from sysdpo.errors import SettingError
 
 
@@ -16,9 +16,9 @@ def resolve_device(device: str) -> torch.device:
         raise SettingError(f"device={device!r}: write auto, cpu, cuda or cuda:0.") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise SettingError(f"device={device}: this machine has no CUDA device; set device=cpu or device=auto.")
-    if resolved.index is not None and processes.on_this_machine() > 1:
+    if resolved.index is not None and launched.on_this_machine() > 1:
         raise SettingError(
-            f"device={device}: each of the {processes.on_this_machine()} processes has a GPU of its own, and all would "
+            f"device={device}: each of the {launched.on_this_machine()} processes has a GPU of its own, and all would "
             "be on this one; write auto or cuda, or run one process (distributed=none)."
         )
     return resolved

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 import torch.distributed as dist
 
+from sysdpo import launched
 from sysdpo.errors import SettingError, nearest
 
 Layout = Literal["none", "ddp", "fsdp"]
@@ -46,10 +47,6 @@ def layout() -> Layout:
     return _layout if dist.is_initialized() else "none"
 
 
-def on_this_machine() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def join(layout: str = "none", timeout_hours: float = 24.0) -> None:
     """Meet the other processes of this run, once; a GPU each where there are GPUs.
 
@@ -62,7 +59,7 @@ def join(layout: str = "none", timeout_hours: float = 24.0) -> None:
     global _layout
     if layout not in get_args(Layout):
         raise SettingError(f"distributed: {nearest(layout, get_args(Layout))}")
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = launched.count()
     if layout == "none":
         if started > 1:
             raise SettingError(
@@ -105,7 +102,7 @@ def leave() -> None:
 
 def unsaid(line: str) -> bool:
     """Whether none of torchrun's processes has said this line yet: all may meet the same mistake."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched.count() == 1:
         return True
     try:
         place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))

@@ -1,6 +1,5 @@
 """Progress of long work: a bar with ETA on a terminal, a plain line now and then elsewhere."""
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from sysdpo import launched
 
 T = TypeVar("T")
 
@@ -35,11 +36,6 @@ class _Lines:
         sys.stderr.flush()
 
 
-def is_first_process() -> bool:
-    """Of the processes that torchrun starts, the first one speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def progress(items: Iterable[T], description: str, total: int | None = None, initial: int = 0) -> Iterator[T]:
     """Iterate under a progress bar; `initial` items of `total` were done before (a resumed run)."""
     yield from bar(description, total=total, initial=initial, items=items)
@@ -58,5 +54,5 @@ def bar(description: str, total: int | None, initial: int = 0, items: Iterable[A
         dynamic_ncols=terminal,
         ascii=not terminal,
         leave=terminal,
-        disable=not is_first_process(),
+        disable=not launched.is_first(),
     )

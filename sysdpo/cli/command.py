@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from sysdpo import launched
 from sysdpo.cli.failures import explain, failed
 from sysdpo.cli.overrides import prepared
 from sysdpo.errors import SettingError
@@ -37,14 +38,9 @@ def prepare_environment() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
 
 
-def is_one_of_several() -> bool:
-    """Whether torchrun, or a step of Slurm, has started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def say(line: str) -> None:
     """One line to the user, from one of the processes that may meet what it says."""
-    if is_one_of_several():
+    if launched.count() > 1:
         from sysdpo import processes
 
         if not processes.unsaid(line):
@@ -54,7 +50,7 @@ def say(line: str) -> None:
 
 def part() -> None:
     """At the end of a command that went well: from the others, if there are any."""
-    if is_one_of_several():
+    if launched.count() > 1:
         from sysdpo import processes
 
         processes.leave()
@@ -89,9 +85,9 @@ def command(
 
         prepare_environment()  # a launcher's worker did not come through `main`
         try:
-            if is_one_of_several() and not together:
+            if launched.count() > 1 and not together:
                 raise SettingError(
-                    f"{os.environ['WORLD_SIZE']} processes have been started, but this command works in one; start it "
+                    f"{launched.count()} processes have been started, but this command works in one; start it "
                     "without torchrun, and with one task of Slurm."
                 )
             if not is_collected(HydraConfig.get()):  # the sweeper has checked its jobs, all of them before the first
@@ -105,7 +101,7 @@ def command(
             return done
         except Exception as error:
             # torchrun's others may be in the middle of this row: nothing goes on without them
-            if is_one_of_several() and not is_queued() and not failed(error).is_unserved:
+            if launched.count() > 1 and not is_queued() and not failed(error).is_unserved:
                 report(error)
                 raise SystemExit(2) from None
             if is_collected(HydraConfig.get()):

@@ -8,7 +8,6 @@ swept, and that a job which fails is written down while the others go on.
 import hashlib
 import itertools
 import logging
-import os
 import re
 import sys
 import time
@@ -28,11 +27,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
+from sysdpo import launched
 from sysdpo.cli.failures import JobFailed, failed
 from sysdpo.cli.schema.check import check_config
 from sysdpo.cli.schema.effect import check_effect
 from sysdpo.errors import SettingError
-from sysdpo.progress import is_first_process
 from sysdpo.reporting.sweeps import summarise
 from sysdpo.runs.files import write_json, write_text
 from sysdpo.runs.folder import RunFolder
@@ -211,7 +210,7 @@ class StudySweeper(Sweeper):
         try:
             self._launch([job for job in parsed.jobs if job.name in composed], failures)
         finally:
-            if is_first_process():
+            if launched.is_first():
                 for name, failure in failures.items():
                     write_text(logs / f"{name}.log", f"{failure.line}\n\n{failure.details}")
                 for job in parsed.jobs:
@@ -229,17 +228,17 @@ class StudySweeper(Sweeper):
     def _launch(self, jobs: Sequence[Job], failures: dict[str, JobFailed]) -> None:
         """One after the other in this process, all at once where workers do them; adds to `failures`."""
         alone = type(self.launcher).__name__ == "BasicLauncher"
-        if not alone and (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        if not alone and launched.count() > 1:
             raise SettingError(
-                f"hydra/launcher: one process hands out the jobs, but {started} have been started together; leave out "
-                "torchrun, and set hydra.launcher.tasks_per_node for jobs of several processes."
+                f"hydra/launcher: one process hands out the jobs, but {launched.count()} have been started together; "
+                "leave out torchrun, and set hydra.launcher.tasks_per_node for jobs of several processes."
             )
         batches = [[job] for job in jobs] if alone else [list(jobs)] if jobs else []
         # Hydra's own line for each job is its whole command
         logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
         began = time.monotonic()
         for number, batch in enumerate(batches):
-            if len(jobs) > 1 and is_first_process():
+            if len(jobs) > 1 and launched.is_first():
                 seconds = (time.monotonic() - began) / number * (len(batches) - number) if number else 0.0
                 left = f", about {_duration(seconds)} left" if number else ""
                 line = f"job {number + 1} of {len(jobs)}{left}: {batch[0].name}" if alone else f"{len(jobs)} jobs"
@@ -345,7 +344,7 @@ def _note_unserved(
 ) -> dict[str, JobFailed]:
     """Rows that the data cannot serve are told to the report; what is left are failures. All of them are one, too."""
     unserved = {name: failure for name, failure in failures.items() if failure.is_unserved}
-    for name, failure in unserved.items() if is_first_process() else ():
+    for name, failure in unserved.items() if launched.is_first() else ():
         print(f"not served by dataset={configs[name].dataset.name}: {name}: {failure.line}", flush=True)
         RunFolder(folders[name]).note_unserved(configs[name].dataset.name, failure.line)
     served = {name: failure for name, failure in failures.items() if name not in unserved}
