@@ -53,11 +53,15 @@ def one_line(text: Any, longest: int | None = None) -> str:
     return plain(" ".join(str(text).split()))[:longest] or type(text).__name__
 
 
+def closest(name: str, known: Iterable[str]) -> str:
+    """`unknown 'psi3'; did you mean 'psi1'?` — the tail of an error about a name among very many."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+    return f"unknown {name!r}" + (f"; did you mean {close[0]!r}?" if close else ".")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`unknown 'psi3'; did you mean 'psi1'? Known: psi1, psi2` — the tail of an error about a name."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
     shown = known[:MOST_NAMES]
     more = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
-    return f"unknown {name!r}{hint} Known: {', '.join(shown) or 'none'}{more}"
+    return f"{closest(name, known)} Known: {', '.join(shown) or 'none'}{more}"

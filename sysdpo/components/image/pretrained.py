@@ -37,7 +37,7 @@ from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.text.pretrained import Weights, resolve_dtype, shapes_only
 from sysdpo.components.weights import architecture_folder, pretrained_folder
 from sysdpo.devices import resolve_device
-from sysdpo.errors import SettingError, nearest, one_line
+from sysdpo.errors import SettingError, closest, one_line
 from sysdpo.paths import ASSETS
 
 SHIPPED = {name: ASSETS / name for name in ("scene_diffusion", "mini_scene_strong", "mini_scene_weak")}
@@ -191,7 +191,7 @@ def _check_keys(changes: Mapping[str, Any], architecture: Mapping[str, Any]) -> 
         known = list(inspect.signature(made.__init__).parameters)[1:]
         for key in changes.get(part) or {}:
             if key not in known and not key.startswith("_"):
-                raise SettingError(f"model.architecture.{part}: {nearest(key, known).partition(' Known')[0]}")
+                raise SettingError(f"model.architecture.{part}: {closest(key, known)}")
 
 
 def _architecture(pretrained: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:

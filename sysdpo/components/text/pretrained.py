@@ -23,7 +23,7 @@ from sysdpo.components.hub import check_available, is_hub_id
 from sysdpo.components.text.codec import byte_tokenizer, local_tokenizer
 from sysdpo.components.weights import WHEELS, architecture_folder, pretrained_folder
 from sysdpo.devices import resolve_device
-from sysdpo.errors import SettingError, nearest
+from sysdpo.errors import SettingError, closest
 from sysdpo.paths import ASSETS
 
 Weights = Literal["pretrained", "random"]
@@ -122,8 +122,7 @@ def _check_keys(source: str | None, weights: Weights, changes: Mapping[str, Any]
     for key in changes:
         # llama's are those of `model=tiny_llm`, which `model_type` alone makes another architecture
         if key not in known and key not in OLDER_NAMES and key not in _keys("llama"):
-            said = nearest(key, known).partition(" Known")[0]
-            raise SettingError(f"model.architecture of a {kind}: {said}")
+            raise SettingError(f"model.architecture of a {kind}: {closest(key, known)}")
 
 
 def _keys(kind: str) -> set[str]:
