@@ -180,7 +180,7 @@ def _leave_the_parents_service() -> None:
         os.environ.pop("WANDB_SERVICE", None)
 
 
-def _started(start: Callable[[], Any], tries: int = 20) -> Any:
+def _started(start: Callable[[], Any], tries: int = 5) -> Any:
     """W&B's run; a moment later where the folder of one that was just killed still has this second's name."""
     for left in reversed(range(tries)):
         try:
