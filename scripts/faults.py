@@ -35,7 +35,7 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from sysdpo.cli.failures import explain  # noqa: E402
 from sysdpo.experiment.run import run  # noqa: E402
 from sysdpo.paths import CONF  # noqa: E402
-from sysdpo.runs.files import append_line, remove, write_json, write_text  # noqa: E402
+from sysdpo.runs.files import append_line, remove, write_between, write_json  # noqa: E402
 from sysdpo.runs.folder import read_jsonl  # noqa: E402
 from sysdpo.runs.stopping import stoppable  # noqa: E402
 
@@ -315,10 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     write_json(args.output, {**content, "inputs": [asdict(each) for each in inputs]})
     table = as_markdown(found, inputs)
     if args.page is not None:
-        text = args.page.read_text(encoding="utf-8")
-        before, rest = text.split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
-        write_text(args.page, f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}")
+        write_between(args.page, *MARKS, table)
     print(table)
     remove(args.work)
     is_well = all(f.equal == f.tries and not f.tracebacks for f in found) and not any(i.tracebacks for i in inputs)

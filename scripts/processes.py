@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from sysdpo.runs.files import write_text
+from sysdpo.runs.files import write_between
 from sysdpo.runs.folder import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,9 +140,7 @@ def main() -> None:
     print(table)
     if args.page is not None:
         first, last = (mark.format("speed" if args.speed else "equality") for mark in MARKS)
-        text = args.page.read_text(encoding="utf-8")
-        before, rest = text.split(first)
-        write_text(args.page, f"{before}{first}\n\n{table}\n\n{last}{rest.split(last)[1]}")
+        write_between(args.page, first, last, table)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from typing import Any
 
 from side_by_side import machine
 
+from sysdpo.runs.files import write_between
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -121,9 +123,7 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
 
 def write_page(page: Path, text: str) -> None:
     """Put the table between the page's two marks."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    write_between(page, BEGIN, END, text)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -151,6 +151,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "replace"))  # a lone surrogate has no bytes
 
 
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of a page, in place of what stands there."""
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    write_text(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
