@@ -39,9 +39,7 @@ class Progression:
     def measure(
         self, rows: Sequence[Values], outputs: Sequence[Values], baseline: Sequence[Values] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        share = processes.share(len(rows))
-        images, asked = [outputs[i][self.answer] for i in share], [str(rows[i]["attribute"]) for i in share]
-        scored = processes.joined(score_sequences(self.scorer, images, asked))
+        scored = self._scored([(str(r["attribute"]), o[self.answer]) for r, o in zip(rows, outputs, strict=True)])
         groups = [range(i, i + self.draws) for i in range(0, len(rows), self.draws)]
         best = [max(group, key=lambda i: scored[i].score) for group in groups]
         numbers = [self._numbers(rows[i], outputs[i], scored[i]) for i in best]
@@ -61,10 +59,14 @@ class Progression:
     def scores(self, rows: Sequence[Values], samples: Sequence[Sequence[Values]]) -> tuple[list[list[float]], int]:
         """See `Labels`: q of each sequence."""
         asked = [(str(row["attribute"]), o[self.answer]) for row, own in zip(rows, samples, strict=True) for o in own]
-        own = [asked[i] for i in processes.share(len(asked))]
-        found = score_sequences(self.scorer, [o for _, o in own], [attribute for attribute, _ in own])
-        scored = iter(processes.joined(found))
+        scored = iter(self._scored(asked))
         return [[next(scored).score for _ in own] for own in samples], len(asked)
+
+    def _scored(self, asked: Sequence[tuple[str, Any]]) -> list[ScoredSequence]:
+        """Of attributes and the images that answer them; each process scores its share."""
+        own = [asked[i] for i in processes.share(len(asked))]
+        images, attributes = [images for _, images in own], [attribute for attribute, _ in own]
+        return processes.joined(score_sequences(self.scorer, images, attributes))
 
     def _numbers(self, row: Values, output: Values, scored: ScoredSequence) -> dict[str, float]:
         """q, and in percent: in order or not; a text that did not parse (scored worst, never in order) or one that did;
