@@ -2,15 +2,16 @@
 
 Every row is made at `smoke` from nothing, its data included, by one process and by 1, 2 and 4 in each layout. What is
 compared is all that a run leaves behind: each logged number, the adapters' weights, the figures, the judged answers.
-Runs are kept under `outputs/processes`; a row that is there is not made again. `--speed` times updates at `mini`.
+Runs are kept under `outputs/processes`; a row that is there is not made again. `--speed` times updates at `mini` and at
+`laptop`.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ ROWS = {
 }
 STEPS = 21  # sysdpo_on_policy draws fresh pairs after 20
 RATE = 1e-4  # AdamW carries rounding on, times the rate; a draw near a tie may then fall on the other side
-SPEED = ["training.steps=8", "training.validate_every=0", "dataset.prompts=100", "dataset.evaluation_prompts=24"]
+SPEED = {
+    "mini": ["training.steps=8", "training.validate_every=0", "dataset.prompts=100", "dataset.evaluation_prompts=24"],
+    "laptop": ["training.steps=3", "training.validate_every=0", "dataset.prompts=32", "dataset.evaluation_prompts=4"],
+}
 CLOCKS = ("seconds", "step_time", "train_runtime")
 MARKS = ("<!-- {} -->", "<!-- end of {} -->")
 
@@ -112,20 +116,28 @@ def equality(outputs: Path, numbers: list[int]) -> str:
     return "\n".join([*head, *(line for own in lines.values() for line in own)])
 
 
-def speed(outputs: Path, tries: int) -> str:
-    """The fastest update of several tries, by one process and by two; each has one thread."""
+def speed(outputs: Path, scale: str, tries: int) -> list[str]:
+    """Lines of the fastest update of several tries, by one process and by two; each has one thread."""
     seconds: dict[str, float] = {}
-    for attempt in range(tries):
+    place = outputs / f"speed-{scale}"
+    for _ in range(tries):
         for layout, number in (("none", 1), ("ddp", 2), ("fsdp", 2)):
-            place = outputs / f"speed-{int(time.time())}-{attempt}" / layout
-            run = made(place, number, layout, "table2", "sysdpo_sampling", "scale=mini", *SPEED)["sysdpo_sampling"]
+            asked = [f"scale={scale}", *SPEED[scale]]
+            run = made(place, number, layout, "table2", "sysdpo_sampling", *asked)["sysdpo_sampling"]
             found = min(line["seconds"] for line in read_jsonl(run / "metrics.jsonl"))
             seconds[layout] = min(found, seconds.get(layout, found))
-    one = seconds["none"]
-    lines = ["| processes | layout | seconds an update | as fast as one |", "|---|---|---|---|"]
+            shutil.rmtree(run)  # the next is made anew, on the same data
+    lines = []
     for layout, found in seconds.items():
-        lines.append(f"| {1 if layout == 'none' else 2} | {layout} | {found:.2f} | {one / found:.2f} |")
-    return "\n".join(lines)
+        number = 1 if layout == "none" else 2
+        lines.append(f"| {scale} | {number} | {layout} | {found:.2f} | {seconds['none'] / found:.2f} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def speeds(outputs: Path, scales: list[str], tries: int) -> str:
+    head = ["| scale | processes | layout | seconds an update | as fast as one |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *(line for scale in scales for line in speed(outputs, scale, tries))])
 
 
 def main() -> None:
@@ -133,10 +145,11 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/processes"))
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--speed", type=int, default=0, metavar="TRIES", help="time updates instead of comparing runs")
+    parser.add_argument("--scales", nargs="+", default=list(SPEED), choices=list(SPEED), help="whose updates are timed")
     parser.add_argument("--page", type=Path, default=None, help="Markdown whose table is replaced")
     args = parser.parse_args()
     outputs = args.outputs.resolve()
-    table = speed(outputs, args.speed) if args.speed else equality(outputs, args.processes)
+    table = speeds(outputs, args.scales, args.speed) if args.speed else equality(outputs, args.processes)
     print(table)
     if args.page is not None:
         first, last = (mark.format("speed" if args.speed else "equality") for mark in MARKS)

@@ -32,7 +32,6 @@ from sysdpo.cli.failures import JobFailed, failed
 from sysdpo.cli.schema.check import check_config
 from sysdpo.cli.schema.effect import check_effect
 from sysdpo.errors import SettingError
-from sysdpo.reporting.sweeps import summarise
 from sysdpo.runs.files import write_json, write_text
 from sysdpo.runs.folder import RunFolder
 
@@ -300,6 +299,8 @@ class StudySweeper(Sweeper):
             ],
         }
         write_json(folder / "sweep.json", content)
+        from sysdpo.reporting.sweeps import summarise  # matplotlib: half a second that only this needs
+
         print(summarise(folder))
 
 

@@ -128,6 +128,8 @@ def end_workers(patience: float = 25.0) -> None:
     loky = sys.modules.get("joblib.externals.loky.reusable_executor")
     executor = getattr(loky, "_executor", None)
     workers = list((getattr(executor, "_processes", None) or {}).values())
+    if (manager := getattr(executor, "_executor_manager_thread", None)) is not None:
+        manager.processes = {}  # at the first worker's end it would kill the others, before they have their checkpoint
     asked = {worker.pid: signal.SIGTERM for worker in workers}
     asked |= dict.fromkeys(_local_tasks(os.getpid()), signal.SIGINT)  # which submitit's executor does not start anew
     for process, number in asked.items():
