@@ -58,4 +58,4 @@ def _of_row(row: MethodRow) -> Lines:
 
 def _line(family: str, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     shares = [mean(record["components"].get(name, 0.0) for record in records) for name in names]
-    return [family, str(len(records)), f"{mean(r['margin'] for r in records):.2f}", *(f"{s:.2f}" for s in shares)]
+    return [family, str(len(records)), f"{mean(r['margin'] for r in records):z.2f}", *(f"{s:z.2f}" for s in shares)]

@@ -121,7 +121,7 @@ def _column(side: _Side, table: Table, index: int, after: bool) -> str:
         f"<details><summary>intermediate {text(', '.join(names))}</summary>{intermediate}</details>" if names else ""
     )
     numbers = [
-        f"{text(heading)} <b>{side_numbers[index]:.{decimals(table, metric)}f}</b>"
+        f"{text(heading)} <b>{side_numbers[index]:z.{decimals(table, metric)}f}</b>"
         for metric, heading in table.metrics.items()
         if (side_numbers := side.numbers[metric]) is not None and not math.isnan(side_numbers[index])
     ]

@@ -145,7 +145,7 @@ def _cells(table: Table, row: MethodRow, metric: str) -> str:
         return f"<td class='gap'>{row.gap}</td>{paper}"
     cell, places = row.cells[metric], decimals(table, metric)
     error = "" if cell.se is None else f" <span class='se'>± {cell.se:.{places}f}</span>"
-    return f"<td>{cell.value:.{places}f}{error}</td>{paper}"
+    return f"<td>{cell.value:z.{places}f}{error}</td>{paper}"
 
 
 def _breakdowns(table: Table) -> str:
@@ -166,7 +166,7 @@ def _breakdowns(table: Table) -> str:
         body = ""
         for group, by_method in groups.items():
             seeds = [by_method.get(row.method, []) for row in finished]
-            shown = [f"{sum(v) / len(v):.{decimals(table, metric)}f}" if v else "–" for v in seeds]
+            shown = [f"{sum(v) / len(v):z.{decimals(table, metric)}f}" if v else "–" for v in seeds]
             body += f"<tr><th scope='row'>{text(group)}</th>{''.join(f'<td>{value}</td>' for value in shown)}</tr>"
         heading = f"{table.metrics[metric]} by {kind}, mean over seeds"
         rows = f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody>"

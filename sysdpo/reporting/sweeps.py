@@ -171,7 +171,7 @@ def heat_maps(sweep: Sweep, metric: str, jobs: Jobs, pair: Sequence[str], others
         for row, column in np.ndindex(grid.shape):
             value = grid[row, column]
             colour = INK if math.isnan(value) or scale(value) > 0.5 else "white"
-            text = "–" if math.isnan(value) else f"{value:.{places}f}"
+            text = "–" if math.isnan(value) else f"{value:z.{places}f}"
             panel.text(column, row, text, ha="center", va="center", color=colour)
     for panel in panels[len(facets) :]:
         panel.set_visible(False)

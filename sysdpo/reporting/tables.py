@@ -290,8 +290,8 @@ def contrast_lines(table: Table) -> Iterator[tuple[str, str, str, str]]:
         yield (
             " − ".join(titles.get(method, method) for method in (contrast.minuend, contrast.subtrahend)),
             table.metrics.get(contrast.metric, contrast.metric),
-            f"{contrast.cell.value:+.{places}f}{error}",
-            "–" if ratio is None else f"{ratio:+.1f}",
+            f"{contrast.cell.value:+z.{places}f}{error}",
+            "–" if ratio is None else f"{ratio:+z.1f}",
         )
 
 
@@ -312,7 +312,7 @@ def show(table: Table, row: MethodRow, metric: str) -> str:
         return row.gap
     cell, places = row.cells[metric], decimals(table, metric)
     error = "" if cell.se is None else f" ± {cell.se:.{places}f}"
-    return f"{cell.value:.{places}f}{error}"
+    return f"{cell.value:z.{places}f}{error}"
 
 
 def show_paper(table: Table, row: MethodRow, metric: str) -> str:

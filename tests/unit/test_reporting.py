@@ -145,6 +145,14 @@ def test_differences_are_taken_prompt_by_prompt(root: Path, methods: Path) -> No
     assert "| Ours-ψ − Plain" in as_markdown(table)
 
 
+def test_a_difference_that_rounds_to_nothing_has_no_minus(tmp_path: Path, methods: Path) -> None:
+    write_run(tmp_path, "ours", 0, [50.0, 49.9, 50.0, 50.0], (49.975, 0.025))
+    write_run(tmp_path, "plain", 0, [50.0] * 4)
+    markdown = as_markdown(table_of(tmp_path, methods, contrasts={"rate": [["ours", "plain"]]}))
+    assert "| +0.0 ± 0.0" in markdown
+    assert "-0.0" not in markdown
+
+
 def test_a_difference_of_rows_that_answered_other_prompts_is_left_out(root: Path, methods: Path) -> None:
     file = root / "ours" / "seed=1" / "samples" / "evaluation.jsonl"
     file.write_text(file.read_text().replace("Q2", "another question"))
