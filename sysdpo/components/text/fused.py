@@ -33,7 +33,7 @@ class _Adapted(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             into_x = (above @ weight).addmm_(through, a, alpha=ctx.scale).view(ctx.shape)
         into_a = (through.t() @ rows).mul_(ctx.scale) if ctx.needs_input_grad[2] else None
-        into_b = (above.t() @ low).mul_(ctx.scale) if ctx.needs_input_grad[3] else None
+        into_b = (low.t() @ above).mul_(ctx.scale).t() if ctx.needs_input_grad[3] else None
         return into_x, None, into_a, into_b, None
 
 
