@@ -82,7 +82,7 @@ def trl(options: Options, best: bool) -> Work:
 
     if best:
         utils._use_triton = lambda device: True  # scores completions only, off a GPU too
-    component = build(options, fuse_adapters=False)  # PEFT as it comes
+    component = build(options, fuse_adapters=False, fuse_norms=False)  # PEFT and transformers as they come
     pairs, codec = make_pairs(options, component), component.codec
     rows = [
         {

@@ -23,7 +23,8 @@ GRAPH: dict[str, dict[str, Any]] = {
     "z": {"role": "final", "component": "psi2", "parents": ["x", "y"]},
 }
 ASKED = {"psi1": "{x}", "psi2": "Suggested answer: {y}\n\nInstruction: {x}"}
-PLAIN = {"share_prefix": False, "head_on_completions": False, "remember_reference": False, "fuse_adapters": False}
+LEVERS = ("share_prefix", "head_on_completions", "remember_reference", "fuse_adapters", "fuse_norms")
+PLAIN = dict.fromkeys(LEVERS, False)
 
 
 def make_system(options: Options, **settings: Any) -> CompoundSystem:

@@ -32,8 +32,8 @@ NEITHER = (
 
 WITHOUT_EFFECT = (
     *("device", "gradient_checkpointing", "share_prefix", "head_on_completions", "remember_reference"),
-    *("skip_hidden", "fuse_adapters", "trust_remote_code", "batch_size", "micro_batch_size", "draw_batch_size"),
-    *("python",),
+    *("skip_hidden", "fuse_adapters", "fuse_norms", "trust_remote_code", "python"),
+    *("batch_size", "micro_batch_size", "draw_batch_size"),
     *("checkpoint_every", "keep_checkpoints", "nonfinite"),
     *("concurrency", "timeout_s", "max_attempts", "first_wait_s", "longest_wait_s", "longest_retry_after_s"),
     *("api_key_env", "cache_dir", "assume_yes", "characters_per_token"),

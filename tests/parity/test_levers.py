@@ -1,12 +1,14 @@
-"""What makes scoring cheaper changes no number, and does take place: blocks of attention, adapters in one product."""
+"""What makes scoring cheaper changes no number, and does take place: blocks of attention, layers in one product."""
 
+import copy
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sysdpo.components.text import blocks, fused
+from sysdpo.components.text import blocks, fused, norms
 from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.components.text.packing import Completion, pack
 from tests.systems import make_tiny, perturb
@@ -106,3 +108,31 @@ def test_only_plain_adapters_in_fp32_are_fused() -> None:
     assert fused.fuse(make_tiny(lora=lora, fuse_adapters=False).model) == 14
     assert fused.fuse(make_tiny(lora={**lora, "use_dora": True}, fuse_adapters=False).model) == 0
     assert fused.fuse(make_tiny(lora=lora, dtype="bfloat16", fuse_adapters=False).model) == 0
+
+
+def test_norms_state_their_slope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the model's own layers; the reference and what is drawn pass through them too."""
+    theirs, ours = make_tiny(fuse_norms=False), make_tiny()
+    calls: list[int] = []
+    apply = norms._Normed.apply
+    monkeypatch.setattr(norms._Normed, "apply", lambda *given: (calls.append(1), apply(*given))[1])
+    expected = scored(theirs)
+    assert calls == []
+    actual = scored(ours)
+    assert len(calls) == 2 * 2 + 1  # two a layer, and the last
+    assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize(("family", "name"), [("llama", "Llama"), ("qwen3", "Qwen3"), ("gemma3", "Gemma3")])
+def test_a_norm_of_other_numbers_stays_as_it_is(family: str, name: str) -> None:
+    made = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), f"{name}RMSNorm")
+    norm = made(12).requires_grad_(False)
+    norm.weight.uniform_(0.5, 1.5)
+    x = torch.randn(3, 5, 12, requires_grad=True)
+    (expected,) = torch.autograd.grad((norm(x) * torch.arange(12.0)).sum(), x)
+    assert norms.fuse_norms(nn.Sequential(norm)) == (0 if family == "gemma3" else 1)
+    (actual,) = torch.autograd.grad((norm(x) * torch.arange(12.0)).sum(), x)
+    torch.testing.assert_close(actual, expected)
+    assert copy.deepcopy(norm)(x).equal(norm(x))
+    norm.requires_grad_(True)
+    assert "_Normed" not in type(norm(x).grad_fn).__name__  # its own forward, whose weight has a slope

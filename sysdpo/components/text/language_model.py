@@ -18,6 +18,7 @@ from sysdpo.components.text.fused import fuse
 from sysdpo.components.text.head import gather_log_probs, target_log_probs
 from sysdpo.components.text.lengths import LengthCodec, decode
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
+from sysdpo.components.text.norms import fuse_norms as fuse_norms_of
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
 from sysdpo.components.text.pretrained import Weights, load_causal_lm
@@ -50,6 +51,7 @@ class LanguageModel(Component):
         skip_hidden: attention over a shared sequence leaves out what is hidden from whole texts (equal values).
         head_on_completions: run the LM head on completion tokens only (fewer logits, equal values); likewise.
         fuse_adapters: plain LoRA layers in fp32 add their product into the layer's own (equal values, less traffic).
+        fuse_norms: frozen RMSNorms in fp32 state their slope instead of leaving it to autograd (likewise).
         remember_reference: keep the reference's log-probabilities of texts that were scored before.
         gradient_checkpointing: recompute activations in the backward pass (memory for time).
         seed: of the adapter's initial weights.
@@ -71,6 +73,7 @@ class LanguageModel(Component):
         skip_hidden: bool = True,
         head_on_completions: bool = True,
         fuse_adapters: bool = True,
+        fuse_norms: bool = True,
         remember_reference: bool = True,
         gradient_checkpointing: bool = False,
         seed: int = 0,
@@ -93,6 +96,8 @@ class LanguageModel(Component):
         self.skip_hidden = skip_hidden and not gradient_checkpointing
         if fuse_adapters and lora is not None:
             fuse(self.model)
+        if fuse_norms and lora is not None:
+            fuse_norms_of(self.model)
         self._trained = {name for name, p in self.model.named_parameters() if p.requires_grad or lora is None}
         self.generation = generation
         self._memory: dict[Completion, float] | None = {} if remember_reference else None
