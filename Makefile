@@ -150,6 +150,7 @@ PICTURES = "$(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png" "$(OUTPUTS
 pictures: figures  ## docs/pictures, from the runs that exist: a table's, and those that reproduce-ablations puts into OUTPUTS/curves
 	mkdir -p docs/pictures
 	cp $(PICTURES) docs/pictures
+	cp "$(OUTPUTS)/table2/$(SCALE)/sweeps/samples/figures/wr_prompted.png" docs/pictures/sweep_samples.png
 
 ALIGNED_table1 = table1/$(SCALE)/sysdpo_direct/seed=0
 ALIGNED_table2 = table2/$(SCALE)/sysdpo_sampling/seed=0
