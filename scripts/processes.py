@@ -32,7 +32,7 @@ STEPS = 21  # sysdpo_on_policy draws fresh pairs after 20
 RATE = 1e-4  # AdamW carries rounding on, times the rate; a draw near a tie may then fall on the other side
 SPEED = {
     "mini": ["training.steps=8", "training.validate_every=0", "dataset.prompts=100", "dataset.evaluation_prompts=24"],
-    "laptop": ["training.steps=3", "training.validate_every=0", "dataset.prompts=32", "dataset.evaluation_prompts=4"],
+    "laptop": ["training.steps=2", "training.validate_every=0", "dataset.prompts=32", "dataset.evaluation_prompts=4"],
 }
 CLOCKS = ("seconds", "step_time", "train_runtime")
 MARKS = ("<!-- {} -->", "<!-- end of {} -->")
