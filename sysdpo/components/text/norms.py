@@ -31,7 +31,7 @@ class _Normed(torch.autograd.Function):
 
 
 @cache
-def _fused(made: type[nn.Module]) -> type[nn.Module]:
+def _fused(made: Any) -> Any:
     """The class, computed so where nothing of it is trained; in any other state, its own forward."""
 
     def forward(self: Any, x: Tensor, *args: Any, **more: Any) -> Tensor:
@@ -57,7 +57,8 @@ def fuse_norms(model: nn.Module) -> int:
     """
     plain = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm") and _is_plain(module)]
     for module in plain:
-        module.__class__ = _fused(type(module))  # weights, names and what is saved stay the model's
+        made: Any = type(module)
+        module.__class__ = _fused(made)  # weights, names and what is saved stay the model's
     return len(plain)
 
 
