@@ -69,8 +69,9 @@ def assert_close(found: Any, expected: Any, tolerance: float) -> None:
 
 def assert_same(one: Path, several: Path) -> None:
     figures = [json.loads((folder / "metrics.json").read_text()) for folder in (one, several)]
-    margins = [each.pop("validation_margin", 0.0) for each in figures]  # an image's is its last bit times T
-    assert margins[1] == pytest.approx(margins[0], abs=1e-4)
+    if "table1" in several.parts:  # an image's margin is its last bit times T
+        margins = [each.pop("validation_margin", 0.0) for each in figures]
+        assert margins[1] == pytest.approx(margins[0], abs=1e-4)
     answers = [read_jsonl(folder / "samples" / "evaluation.jsonl") for folder in (one, several)]
     assert_close(figures[1], figures[0], 1e-5)
     assert_close(answers[1], answers[0], 1e-5)

@@ -86,12 +86,18 @@ def test_blocks_hold_what_their_queries_see() -> None:
     assert blocks.blocks_of(visible[:, :150, :150], packed.segments[:, :150]) == []  # too short to pay
 
 
+def calls_of(function: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that an autograd function is applied from here on."""
+    calls: list[int] = []
+    apply = function.apply
+    monkeypatch.setattr(function, "apply", lambda *given: (calls.append(1), apply(*given))[1])
+    return calls
+
+
 def test_adapters_in_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against PEFT's own layers; the reference is still the model without adapters."""
     theirs, ours = make_tiny(fuse_adapters=False), make_tiny()
-    calls: list[int] = []
-    apply = fused._Adapted.apply
-    monkeypatch.setattr(fused._Adapted, "apply", lambda *given: (calls.append(1), apply(*given))[1])
+    calls = calls_of(fused._Adapted, monkeypatch)
     expected = scored(theirs)
     assert calls == []
     actual = scored(ours)
@@ -111,11 +117,9 @@ def test_only_plain_adapters_in_fp32_are_fused() -> None:
 
 
 def test_norms_state_their_slope(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the model's own layers; the reference and what is drawn pass through them too."""
+    """Against the model's own layers."""
     theirs, ours = make_tiny(fuse_norms=False), make_tiny()
-    calls: list[int] = []
-    apply = norms._Normed.apply
-    monkeypatch.setattr(norms._Normed, "apply", lambda *given: (calls.append(1), apply(*given))[1])
+    calls = calls_of(norms._Normed, monkeypatch)
     expected = scored(theirs)
     assert calls == []
     actual = scored(ours)

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sysdpo.components.base import Component, Parents, TokenSampler, Value
+from sysdpo.components.text import norms
 from sysdpo.components.text.codec import Prompt, TextCodec
 from sysdpo.components.text.conversation import as_conversation
 from sysdpo.components.text.fused import fuse
 from sysdpo.components.text.head import gather_log_probs, target_log_probs
 from sysdpo.components.text.lengths import LengthCodec, decode
 from sysdpo.components.text.lora import add_lora, load_adapter, rehearse_saving
-from sysdpo.components.text.norms import fuse_norms as fuse_norms_of
 from sysdpo.components.text.packing import Completion, Pack, pack
 from sysdpo.components.text.precision import adapters_as_they_come, hold_in, masters, widened_copy
 from sysdpo.components.text.pretrained import Weights, load_causal_lm
@@ -97,7 +97,7 @@ class LanguageModel(Component):
         if fuse_adapters and lora is not None:
             fuse(self.model)
         if fuse_norms and lora is not None:
-            fuse_norms_of(self.model)
+            norms.fuse_norms(self.model)
         self._trained = {name for name, p in self.model.named_parameters() if p.requires_grad or lora is None}
         self.generation = generation
         self._memory: dict[Completion, float] | None = {} if remember_reference else None
