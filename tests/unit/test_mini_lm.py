@@ -11,6 +11,7 @@ from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.components.text.pretrained import SHIPPED, load_causal_lm
 from sysdpo.errors import SettingError
 from sysdpo.experiment.build import build_system
+from sysdpo.paths import CONF
 from sysdpo.sampling.monte_carlo import MonteCarlo
 from sysdpo.tasks.mini.instructions import make_instructions
 from sysdpo.tasks.mini.roles import user_prompts
@@ -70,6 +71,17 @@ def test_a_planner_plans_and_a_drafter_answers() -> None:
         said[role] = [row[0] for row in speaker.sample([{"x": row["x"]} for row in asked], 1, list(range(40)))]
     assert all(text.startswith("take ") for text in said["plan"])
     assert not any(text.startswith("take ") for text in said["draft"])
+
+
+TEXT_EXPERIMENTS = sorted(path.stem.removesuffix("_mini") for path in CONF.glob("setting/*_mini.yaml"))
+TEXT_EXPERIMENTS.remove("table1")
+
+
+@pytest.mark.parametrize("experiment", TEXT_EXPERIMENTS)
+def test_every_experiment_asks_in_words_that_the_miniature_knows(experiment: str) -> None:
+    system = build_system(compose_mini(experiment))
+    inputs = [{"x": row["x"]} for row in make_instructions("train", 20, seed=0)]
+    system.check_rows(system.generate(inputs, list(range(20))), list(range(20)))
 
 
 def test_words_that_the_miniature_does_not_know_are_refused() -> None:
