@@ -34,6 +34,7 @@ from sysdpo.experiment.downloads import check_downloads
 from sysdpo.experiment.evaluate import curve_point, evaluate, untrained_outputs
 from sysdpo.peers.task import Peer, Task
 from sysdpo.progress import named
+from sysdpo.runs.equal import find_equal, take_over
 from sysdpo.runs.files import write_jsonl
 from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.identity import Identity, identity
@@ -71,7 +72,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
         resolved.pop(name, None)
     folder = RunFolder(Path(config.run_folder))
     own = identity(resolved, data_content(config))
-    if processes.by_first(lambda: folder.is_finished(own)):
+    if processes.by_first(lambda: folder.is_finished(own) or _is_elsewhere(config, resolved, folder, own)):
         log.info("%s is finished: nothing to do", folder.path)
         if (mark := _logged(config, folder)) and not mark.exists():  # killed before its logger ended, or one set since
             _log_history(config, resolved, folder, own)
@@ -155,6 +156,20 @@ def check_names(config: DictConfig) -> None:
                 f"system.variables: {name!r} cannot name a variable, because rows of data or results have such a "
                 "column; choose another name."
             )
+
+
+def _is_elsewhere(config: DictConfig, resolved: dict[str, Any], folder: RunFolder, own: Identity) -> bool:
+    """Take over what an equal run of another table or sweep has found; True if nothing is left to do."""
+    if folder.identity is not None:
+        return False
+    # a peer's training cannot be gone on with, a curve belongs to the judge that drew it
+    only_alike = config.trainer not in TRAINERS or bool(config.training.evaluate_every)
+    if (source := find_equal(Path(config.outputs), own, only_alike)) is None:
+        return False
+    with folder.held():
+        take_over(folder, source, resolved, own)
+    log.info("%s: %s is the same run and has trained it", folder.path, source.path)
+    return folder.is_finished(own)
 
 
 def _logged(config: DictConfig, folder: RunFolder) -> Path | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sysdpo.runs.folder import RunFolder
 from tests.integration.commands import train_in_process
 
 SMALL = ("scale=smoke", "dataset=jsonl", "dataset.evaluation=2", "dataset.validation=0", "training.validate_every=0")
@@ -80,3 +81,35 @@ def test_a_new_judge_judges_and_trains_nothing(tmp_path: Path, monkeypatch: pyte
     assert train_in_process(common, monkeypatch) == 0  # back again: the same figures, the curve with them
     assert json.loads((folder / "metrics.json").read_text()) == first
     assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == history
+
+
+def test_a_row_that_a_sweep_has_trained_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a table under the same judge with its figures, under another judge with its weights, and whole in itself."""
+    small = ("dataset.prompts=12", "dataset.evaluation_prompts=4", "training.steps=2", "training.batch_size=2")
+    common = ["scale=smoke", f"outputs={tmp_path}", "training.validate_every=0", "training.checkpoint_every=1", *small]
+    assert train_in_process(["-m", *common, "beta=0.1,0.2"], monkeypatch) == 0
+    table = tmp_path / "table2" / "smoke"
+    swept = RunFolder(table / "sweeps" / "beta" / "beta=0.1,seed=0")
+
+    def no_training(*_: Any, **__: Any) -> None:
+        raise AssertionError("a weight would move")
+
+    monkeypatch.setattr("torch.optim.AdamW.step", no_training)
+    assert train_in_process([*common, "beta=0.1"], monkeypatch) == 0
+    run = RunFolder(table / "sysdpo_sampling" / "seed=0")
+    assert run.metrics == swept.metrics
+    assert (run.fault(), run.history, run.samples) == (None, swept.history, swept.samples)
+    assert "sweeps" not in str(run.config)
+    assert (run.path / "run_id").read_text() != (swept.path / "run_id").read_text()
+
+    assert train_in_process([*common, "beta=0.2", "judge.temperature=5", "experiment=peers"], monkeypatch) == 0
+    other = RunFolder(tmp_path / "peers" / "smoke" / "sysdpo_sampling" / "seed=0")
+    trained = RunFolder(table / "sweeps" / "beta" / "beta=0.2,seed=0")
+    assert other.fault() is None
+    assert other.history == trained.history
+    assert other.metrics is not None
+    assert trained.metrics is not None
+    assert other.metrics["sampling/total_variation"] == trained.metrics["sampling/total_variation"]
+    assert other.metrics["wr_chosen"]["value"] != trained.metrics["wr_chosen"]["value"]
+    assert trained.fault() is None
+    assert not list(other.path.parent.glob(".*superseded*"))
