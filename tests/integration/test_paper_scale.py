@@ -281,6 +281,7 @@ def test_table_2_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest
     }
 
 
+@pytest.mark.slow  # a minute; that of Table 2 goes the same way
 def test_table_1_is_measured_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [*TABLE1, "training.evaluate_every=0", "diffusion.batch_size=6", "dataset.generator.batch_size=2"]
     result = measured([*overrides, "plan.known_tokens.table1.text=9"], tmp_path, monkeypatch)

@@ -62,7 +62,7 @@ def test_perfection_error_by_hand() -> None:
     assert perfection_error(single(inputs, answers, logits), WEIGHTS, 0.5) == pytest.approx(0.0, abs=1e-6)
 
 
-BETAS = [0.1, pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2]
+BETAS = [*(pytest.param(beta, marks=pytest.mark.slow) for beta in (0.1, 0.5, 1)), 2]
 
 
 @lru_cache
@@ -208,8 +208,8 @@ def test_error_of_equation_6_falls_with_k_and_ends_with_enumeration(tmp_path: Pa
     assert abs(weighted[1]["bias"]) < abs(by_method["monte_carlo"][1]["bias"])
 
     content = {
-        "perfect_alignment": check_perfect_alignment([1.0]),
-        "rlhf": check_rlhf([1.0], 0),
+        "perfect_alignment": list(aligned(2).values()),
+        "rlhf": check_rlhf([2], 0),
         "estimators": error_by_samples(settings),
         "draft_length": signal_by_length(settings),
         "joint_against_separate": [{"seed": 0, "untrained": 0.5, "separate": 0.5, "joint": 1.0}],

@@ -1,8 +1,10 @@
 """A system of one component is plain DPO: loss, rewards and gradients against TRL's own trainer on the same batch."""
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -145,6 +147,26 @@ def test_separate_dpo_leaves_the_component_as_it_was_but_trained(tmp_path: Path)
         assert isinstance(component.model, PeftModel)
 
 
+TWO_AT_A_TIME = {"batch_size": 4, "micro_batch_size": 2, "checkpoint_every": 2}
+
+
+def train_alone(folder: Path, changes: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[tuple[str, int, float]]]:
+    """The weights that Separate-DPO trains, and (component, step, loss) of each logged line."""
+    folder.mkdir(exist_ok=True)
+    system = make_two_llm()
+    settings = TrainingSettings(**{"learning_rate": 1e-2, "beta": 0.1, **changes})
+    train_separately(system, make_pairs_for(system, 6), settings, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    weights = {n: p.detach().clone() for n, p in system.named_parameters() if p.requires_grad}
+    return weights, [(line["component"], line["step"], line["loss"]) for line in lines]
+
+
+@lru_cache
+def undisturbed(settings: tuple[tuple[str, Any], ...]) -> tuple[dict[str, Tensor], list[tuple[str, int, float]]]:
+    with TemporaryDirectory() as folder:
+        return train_alone(Path(folder), dict(settings))
+
+
 @pytest.mark.parametrize(
     ("steps", "interrupted", "kept"),
     [
@@ -160,19 +182,8 @@ def test_separate_dpo_goes_on_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steps: int, interrupted: tuple[str, int], kept: int
 ) -> None:
     """Killed before the first checkpoint, after it, and likewise when the first component is done."""
-    settings = TrainingSettings(
-        steps=steps, batch_size=4, micro_batch_size=2, learning_rate=1e-2, beta=0.1, checkpoint_every=2
-    )
-
-    def train(folder: Path) -> tuple[dict[str, Tensor], list[Any]]:
-        folder.mkdir(exist_ok=True)
-        system = make_two_llm()
-        train_separately(system, make_pairs_for(system, 6), settings, folder)
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        weights = {n: p.detach().clone() for n, p in system.named_parameters() if p.requires_grad}
-        return weights, [(line["component"], line["step"], line["loss"]) for line in lines]
-
-    expected, logged = train(tmp_path / "whole")
+    settings = TWO_AT_A_TIME | {"steps": steps}
+    expected, logged = undisturbed(tuple(settings.items()))
     started: list[tuple[str, int]] = []
     on_log = Record.on_log
 
@@ -185,9 +196,9 @@ def test_separate_dpo_goes_on_where_it_stopped(
 
     monkeypatch.setattr(Record, "on_log", record)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "halves")
+        train_alone(tmp_path / "halves", settings)
     before = len(started)
-    weights, again = train(tmp_path / "halves")
+    weights, again = train_alone(tmp_path / "halves", settings)
     assert [line[:2] for line in again] == [line[:2] for line in logged]
     assert [line[2] for line in again] == pytest.approx([line[2] for line in logged], abs=1e-6)
     for name, value in weights.items():
@@ -213,28 +224,16 @@ def test_separate_dpo_refuses_what_trl_would_do_otherwise(tmp_path: Path, change
 @pytest.mark.parametrize("harm", ["optimizer.pt", "adapter_model.safetensors", "trainer_state.json", "stage.json"])
 def test_a_damaged_checkpoint_of_trl_is_passed_over(tmp_path: Path, harm: str) -> None:
     """Without its optimizer TRL would go on, to other weights."""
-    settings = TrainingSettings(
-        steps=3, batch_size=4, micro_batch_size=4, learning_rate=1e-2, beta=0.1, checkpoint_every=1
-    )
-
-    def train(folder: Path, **changes: Any) -> dict[str, Tensor]:
-        folder.mkdir(exist_ok=True)
-        system = make_two_llm()
-        train_separately(system, make_pairs_for(system, 6), replace(settings, **changes), folder)
-        return {n: p.detach().clone() for n, p in system.named_parameters() if p.requires_grad}
-
-    expected = train(tmp_path / "whole")
-    train(tmp_path / "harmed", steps=2)
-    (tmp_path / "harmed" / "checkpoints" / "psi1" / "checkpoint-2" / harm).unlink()
-    (tmp_path / "harmed" / "metrics.jsonl").unlink()
-    weights = train(tmp_path / "harmed")
+    settings = {"steps": 3, "batch_size": 4, "micro_batch_size": 4, "checkpoint_every": 1}
+    expected, _ = undisturbed(tuple(settings.items()))
+    train_alone(tmp_path, settings | {"steps": 2})
+    (tmp_path / "checkpoints" / "psi1" / "checkpoint-2" / harm).unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    weights, lines = train_alone(tmp_path, settings)
     assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in weights.items())
-    lines = [json.loads(line) for line in (tmp_path / "harmed" / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["component"], line["step"]) for line in lines] == [
-        (c, s) for c in ("psi1", "psi2") for s in (1, 2, 3)
-    ]
+    assert [line[:2] for line in lines] == [(c, s) for c in ("psi1", "psi2") for s in (1, 2, 3)]
     with pytest.raises(SettingError, match=r"another training.beta \(0.1, here 0.5\)"):
-        train(tmp_path / "harmed", beta=0.5)
+        train_alone(tmp_path, settings | {"beta": 0.5})
 
 
 def test_separate_dpo_names_the_row_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
