@@ -299,7 +299,7 @@ class StudySweeper(Sweeper):
             ],
         }
         write_json(folder / "sweep.json", content)
-        from sysdpo.reporting.sweeps import summarise  # matplotlib: half a second that only this needs
+        from sysdpo.reporting.sweep_summary import summarise  # matplotlib: half a second that only this needs
 
         print(summarise(folder))
 

@@ -1,17 +1,14 @@
-"""The summary of a sweep, from its `sweep.json` and its run folders: `summary.csv` and one figure a metric.
+"""A sweep, from its `sweep.json` and its run folders, and its figures, one a metric.
 
 A heat map where two numeric settings vary, a line plot for one, points with error bars for none.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,14 +19,10 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from sysdpo.reporting.figures import COLOURS, INK, MARKERS, save, style
 from sysdpo.reporting.pooling import Cell, pool, run_cell
-from sysdpo.runs.files import write_text
 from sysdpo.runs.folder import RunFolder
 
 MAX_FACETS = 9
 """More heat maps than this are one: the mean over the settings that would tell them apart."""
-
-OF_SAMPLES = ("sampling/", "grad_norm/")
-"""What a run says of its intermediate samples: how many count, how far the two sides disagree, who has a gradient."""
 
 Point = tuple[str, ...]  # values of some axes
 
@@ -71,45 +64,6 @@ def read_sweep(folder: Path) -> Sweep:
     content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     jobs = [SweepJob(j["name"], j["values"], RunFolder(Path(j["folder"])), j["error"]) for j in content.pop("jobs")]
     return Sweep(jobs=jobs, **content)
-
-
-def summarise(folder: Path) -> str:
-    """Write `summary.csv` and `figures/`; returns what a command prints."""
-    sweep = read_sweep(folder)
-    write_text(folder / "summary.csv", as_csv(sweep))
-    drawn = [path for metric in sweep.metrics if (path := draw(sweep, metric, folder / "figures"))]
-    finished = sum(job.status == "finished" for job in sweep.jobs)
-    files = ", ".join(str(path) for path in (folder / "summary.csv", *drawn))
-    return f"sweep {sweep.name}: {finished} of {len(sweep.jobs)} jobs finished; {files}"
-
-
-def as_csv(sweep: Sweep) -> str:
-    """One line a job: its settings, its status, each metric with standard error and number of rows, its samples, and
-    what it took: seconds of its updates by the clock, CPU seconds of its whole training."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    figures = [f"{metric}{suffix}" for metric in sweep.metrics for suffix in ("", "_se", "_n")]
-    sampling = sorted({name for job in sweep.jobs for name in job.run.metrics or {} if name.startswith(OF_SAMPLES)})
-    own = ["best_step", "validation_margin", *sampling]
-    took = ["seconds", "cpu_seconds"]
-    writer.writerow(["job", *sweep.axes, "method", "seed", "status", *figures, *own, *took, "error"])
-    for job in sweep.jobs:
-        metrics = (job.run.metrics or {}) if job.status == "finished" else {}
-        fields: list[Any] = [job.name, *(job.values.get(axis) for axis in sweep.axes)]
-        fields += [metrics.get("method"), metrics.get("seed"), job.status]
-        for metric in sweep.metrics:
-            cell = job.cells.get(metric)
-            fields += [cell.value, cell.se, cell.n] if cell else [None, None, None]
-        spent = _took(job.run) if metrics else [None, None]
-        writer.writerow([*fields, *(metrics.get(name) for name in own), *spent, job.error])
-    return text.getvalue()
-
-
-def _took(run: RunFolder) -> list[float | None]:
-    """Seconds of a run's updates as it logged them, and its CPU seconds; None where it trained nothing."""
-    seconds = [float(line["seconds"]) for line in run.history if "seconds" in line]
-    spent = (run.budget or {}).get("cpu_seconds")
-    return [round(sum(seconds), 2) if seconds else None, spent]
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------

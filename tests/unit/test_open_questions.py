@@ -95,7 +95,8 @@ class TestEvaluationSystem:
 def test_a_sweep_says_what_its_jobs_took(tmp_path: Path) -> None:
     import json
 
-    from sysdpo.reporting.sweeps import Sweep, SweepJob, as_csv
+    from sysdpo.reporting.sweep_summary import as_csv
+    from sysdpo.reporting.sweeps import Sweep, SweepJob
     from sysdpo.runs.folder import RunFolder
 
     folder = tmp_path / "job"

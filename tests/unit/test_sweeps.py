@@ -25,7 +25,8 @@ from sysdpo.cli.multirun import Multirun, multirun
 from sysdpo.data.storage import made_once
 from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
-from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep, summarise
+from sysdpo.reporting.sweep_summary import summarise
+from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep
 from sysdpo.runs.folder import RunFolder, write_json
 from sysdpo.runs.identity import identity
 from sysdpo.runs.json_log import JsonLogger
@@ -220,6 +221,28 @@ def test_the_summary_has_what_the_runs_say_of_their_samples(tmp_path: Path) -> N
         rows = {row["k"]: row for row in csv.DictReader(file)}
     assert (rows["4"]["sampling/effective_samples"], rows["4"]["grad_norm/psi1"]) == ("1.5", "0.25")
     assert (rows["2"]["sampling/effective_samples"], rows["2"]["grad_norm/psi1"]) == ("", "")
+
+
+def test_the_table_has_a_line_a_point_with_its_seeds_pooled(tmp_path: Path) -> None:
+    a_sweep(tmp_path, {"sampler.k": "k", "beta": "beta"}, {("2", "0.1"): 50, ("4", "0.1"): 61, ("8", "1"): 0}, seeds=2)
+    for seed, effective in enumerate((1.5, 2.0)):
+        cell = {"value": 50.0 + seed, "se": 1.5, "n": 10}
+        told = {"method": "m", "seed": seed, "wr": cell, "sampling/effective_samples": effective}
+        write_json(tmp_path / f"2-0.1-{seed}" / "metrics.json", told)
+        write_json(tmp_path / f"2-0.1-{seed}" / "budget.json", {"cpu_seconds": 10.0 + 4 * seed})
+        (tmp_path / f"8-1-{seed}" / "metrics.json").unlink()
+    (tmp_path / "4-0.1-1" / "metrics.json").unlink()
+    assert summarise(tmp_path).startswith((tmp_path / "summary.md").read_text())
+    header, _, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (tmp_path / "summary.md").read_text().splitlines()
+    )
+    assert header == ["k", "beta", "seeds", "Win rate", "effective samples", "distinct bigrams", "CPU s of training"]
+    assert lines == [
+        ["2", "0.1", "2", "50.5 ± 1.5", "1.75", "–", "12"],
+        ["4", "0.1", "1", "61.0 ± 1.5", "–", "–", "–"],
+        ["8", "1", "0", "–", "–", "–", "–"],
+    ]
 
 
 def texts(folder: Path) -> list[str]:
