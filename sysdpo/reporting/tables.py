@@ -297,7 +297,7 @@ def contrast_lines(table: Table) -> Iterator[tuple[str, str, str, str]]:
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up; the first is to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(*lines, strict=True)]  # a rule is a dash and a colon
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     first, *rest = [
         f"| {line[0]:<{widths[0]}} | {' | '.join(f'{t:>{w}}' for t, w in zip(line[1:], widths[1:], strict=True))} |"

@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -224,7 +225,8 @@ def test_the_summary_has_what_the_runs_say_of_their_samples(tmp_path: Path) -> N
 
 
 def test_the_table_has_a_line_a_point_with_its_seeds_pooled(tmp_path: Path) -> None:
-    a_sweep(tmp_path, {"sampler.k": "k", "beta": "beta"}, {("2", "0.1"): 50, ("4", "0.1"): 61, ("8", "1"): 0}, seeds=2)
+    axes = {"sampler.k": "k", "b": "b"}  # names of one letter
+    a_sweep(tmp_path, axes, {("2", "0.1"): 50, ("4", "0.1"): 61, ("8", "1"): 0}, seeds=2)
     for seed, effective in enumerate((1.5, 2.0)):
         cell = {"value": 50.0 + seed, "se": 1.5, "n": 10}
         told = {"method": "m", "seed": seed, "wr": cell, "sampling/effective_samples": effective}
@@ -233,11 +235,12 @@ def test_the_table_has_a_line_a_point_with_its_seeds_pooled(tmp_path: Path) -> N
         (tmp_path / f"8-1-{seed}" / "metrics.json").unlink()
     (tmp_path / "4-0.1-1" / "metrics.json").unlink()
     assert summarise(tmp_path).startswith((tmp_path / "summary.md").read_text())
-    header, _, *lines = (
+    header, rule, *lines = (
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in (tmp_path / "summary.md").read_text().splitlines()
     )
-    assert header == ["k", "beta", "seeds", "Win rate", "effective samples", "distinct bigrams", "CPU s of training"]
+    assert all(re.fullmatch("-+:?", cell) for cell in rule)
+    assert header == ["k", "b", "seeds", "Win rate", "effective samples", "distinct bigrams", "CPU s of training"]
     assert lines == [
         ["2", "0.1", "2", "50.5 ± 1.5", "1.75", "–", "12"],
         ["4", "0.1", "1", "61.0 ± 1.5", "–", "–", "–"],
