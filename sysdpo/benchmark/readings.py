@@ -2,16 +2,13 @@
 
 import ctypes
 import gc
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-"""Linux reports on this process in the first; writing 5 to the second forgets the largest resident set so far."""
+from sysdpo.runs.resident import forget_fullest, fullest, resident
 
 
 class Memory:
@@ -20,15 +17,15 @@ class Memory:
 
     def __init__(self, on_gpu: bool) -> None:
         self.gpus = range(torch.cuda.device_count() if on_gpu else 0)
-        self.start = _resident("VmRSS") or 0
+        self.start = resident() or 0
         self.reset()
 
     def now(self) -> int | None:
-        return self._bytes(torch.cuda.memory_allocated, "VmRSS")
+        return self._bytes(torch.cuda.memory_allocated, resident)
 
     def peak(self) -> int | None:
         """At the fullest moment since the last reset."""
-        return self._bytes(torch.cuda.max_memory_allocated, "VmHWM" if os.access(FORGET, os.W_OK) else "")
+        return self._bytes(torch.cuda.max_memory_allocated, fullest)
 
     def reset(self) -> None:
         """Forget the fullest moment, and give back what is free."""
@@ -38,8 +35,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(device)
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps freed memory, as we set it to
             trim(0)
-        if os.access(FORGET, os.W_OK):
-            FORGET.write_text("5")
+        forget_fullest()
 
     def timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
         """What `work` returns, and its seconds; the fullest moment is that of the work."""
@@ -50,14 +46,8 @@ class Memory:
             torch.cuda.synchronize(device)
         return result, time.perf_counter() - started
 
-    def _bytes(self, allocated: Callable[[int], int], field: str) -> int | None:
+    def _bytes(self, allocated: Callable[[int], int], held: Callable[[], int | None]) -> int | None:
         if self.gpus:
             return max(map(allocated, self.gpus))
-        resident = _resident(field)
-        return None if resident is None else resident - self.start
-
-
-def _resident(field: str) -> int | None:
-    """Bytes: VmRSS is the resident set, VmHWM the largest it has been."""
-    lines = STATUS.read_text(encoding="utf-8").splitlines() if STATUS.exists() and field else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
+        known = held()
+        return None if known is None else known - self.start

@@ -1,4 +1,4 @@
-"""What a row has cost: answers drawn to train on, drafts, judge calls and CPU seconds, in `budget.json` of the run."""
+"""What a row has cost, in `budget.json` of the run: answers to train on, drafts, judge calls, CPU seconds, memory."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,8 +9,9 @@ from typing import Any
 from sysdpo import processes
 from sysdpo.runs.files import write_json
 from sysdpo.runs.folder import RunFolder
+from sysdpo.runs.resident import fullest
 
-BUDGET = "budget.json"
+BUDGET, MEMORY = "budget.json", "memory_mb"
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def timed(folder: Path) -> Iterator[None]:
         yield
     finally:
         spent = processes.count() * (time.process_time() - began)
-        write_json(folder / BUDGET, {"cpu_seconds": round(before + spent, 2)})
+        write_json(folder / BUDGET, {"cpu_seconds": round(before + spent, 2), **_memory(folder)})
 
 
 def write_budget(
@@ -54,5 +55,17 @@ def write_budget(
     spent = (RunFolder(folder).budget or {}).get("cpu_seconds", 0.0)
     write_json(
         folder / BUDGET,
-        {**{name: int(total) for name, total in totals.items()}, "answers_a_prompt": draws, "cpu_seconds": spent},
+        {
+            **{name: int(total) for name, total in totals.items()},
+            "answers_a_prompt": draws,
+            "cpu_seconds": spent,
+            **_memory(folder),
+        },
     )
+
+
+def _memory(folder: Path) -> dict[str, int]:
+    """The run's resident set at its fullest, in MB, whoever went on with it (of several processes, the first one's)."""
+    before = (RunFolder(folder).budget or {}).get(MEMORY, 0)
+    known = fullest()
+    return {} if known is None else {MEMORY: max(before, round(known / 1e6))}

@@ -38,6 +38,7 @@ from sysdpo.runs.equal import find_equal, take_over
 from sysdpo.runs.files import write_jsonl
 from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.identity import Identity, identity
+from sysdpo.runs.resident import forget_fullest
 from sysdpo.runs.wandb_log import Logger, Silent
 from sysdpo.system import CompoundSystem
 from sysdpo.training.loop import Trainer, TrainingSettings, check_pairs, check_training
@@ -82,6 +83,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
 
+    forget_fullest()
     processes.by_first(lambda: check_downloads(config))
     objective: Objective = built(config, "objective", Objective)
     measure: Measure | None = built(config, "evaluation", Measure) if config.evaluation is not None else None
@@ -135,8 +137,8 @@ def _run(config: DictConfig) -> dict[str, Any]:
                 metrics |= found
             made = data.spent if names and (peer is None or peer.learns_from_pairs) else {}
             draws = measure.draws if measure else 1
-            processes.by_first(lambda: write_budget(folder.path, made, spent, folder.history if names else [], draws))
             metrics |= evaluate(config, shown, data, measure, folder.path)
+            processes.by_first(lambda: write_budget(folder.path, made, spent, folder.history if names else [], draws))
             processes.by_first(lambda: folder.finish(metrics))
             succeeded = True
         finally:

@@ -12,6 +12,7 @@ BUDGET = {
     "judge_calls": "judge or scorer calls",
     "answers_a_prompt": "answers a prompt in use",
     "cpu_seconds": "CPU s of training",
+    "memory_mb": "memory at its fullest, MB",
 }
 
 Lines = list[list[str]]
@@ -24,9 +25,12 @@ def budgets(table: Table) -> Lines:
     for row in table.rows:
         known = [budget for run in row.runs.values() if (budget := run.budget) is not None]
         if known:
-            means = [mean(float(budget.get(name, 0.0)) for budget in known) for name in BUDGET]
-            lines.append([row.title, *(f"{value:,.0f}" for value in means)])
+            lines.append([row.title, *(_mean([b[name] for b in known if name in b]) for name in BUDGET)])
     return [["Method", *BUDGET.values()], *lines] if lines else []
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{mean(map(float, values)):,.0f}" if values else "–"
 
 
 def earners(table: Table) -> Iterator[tuple[str, Lines]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from peft import PeftConfig
 
+from sysdpo.runs.resident import FORGET
 from tests.integration.commands import start, train_in_process
 
 ROWS = ["prompted", "sysdpo_sampling", "sysdpo_psi1", "sysdpo_psi2", "separate_dpo", "sysdpo_direct"]
@@ -47,6 +48,8 @@ def test_every_row_has_its_figures_and_files(table: Path) -> None:
             assert 0 <= metrics[name]["value"] <= 100, row
             assert metrics[name]["n"] == 14
         assert (folder / "config.yaml").exists()
+        if FORGET.exists():  # torch alone takes 100 MB
+            assert 100 < json.loads((folder / "budget.json").read_text())["memory_mb"] < 4000
         samples = [json.loads(line) for line in (folder / "samples" / "evaluation.jsonl").read_text().splitlines()]
         assert len(samples) == 14
         assert {"x", "y", "z"} <= samples[0].keys()

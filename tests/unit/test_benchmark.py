@@ -5,13 +5,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sysdpo.benchmark.readings import FORGET, Memory
+from sysdpo.benchmark.readings import Memory
 from sysdpo.benchmark.table import benchmark
 from sysdpo.cli.schema.check import check_config
 from sysdpo.components.text.codec import byte_tokenizer
 from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
 from sysdpo.planning.workload import Workload
+from sysdpo.runs.resident import FORGET
 from tests.composed import SYSTEMS, build
 
 
