@@ -108,12 +108,14 @@ report-table1 report-table2 report-table2_roles report-moa report-peers: report-
 
 ABLATIONS = beta samples diversity_penalty strategies
 CURVES = $(OUTPUTS)/curves
-TABLE2_OVER_TRAINING = method=sysdpo_sampling,sysdpo_psi1,sysdpo_psi2 training.steps=200 training.evaluate_every=20
+OVER_TRAINING = training.steps=200 training.evaluate_every=20
+TABLE2_OVER_TRAINING = method=sysdpo_sampling,sysdpo_psi1,sysdpo_psi2 $(OVER_TRAINING)
 TABLE1_OVER_TRAINING = method=sysdpo_direct,only_llm training.evaluate_every=20
 
-reproduce-ablations: $(READY)  ## the sweeps over beta, K, diversity penalty and strategy, and figures 6 and 7 over training: SEEDS=0,1,2
+reproduce-ablations: $(READY)  ## the sweeps over beta, K, diversity penalty and strategy, and figures 6, 7 and 8 over training: SEEDS=0,1,2
 	$(foreach sweep,$(ABLATIONS),$(TRAIN) -m experiment=table2 $(COMMON) $(PARALLEL) $(TOGETHER) sweep=$(sweep) seed=$(SEEDS) $(ARGS) &&) true
 	$(TRAIN) -m experiment=table2 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(TABLE2_OVER_TRAINING) $(ARGS)
+	$(TRAIN) -m experiment=table2 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) $(TOGETHER) sweep=strategies seed=$(SEEDS) $(OVER_TRAINING) $(ARGS)
 	$(TRAIN) -m experiment=table1 scale=$(SCALE) "outputs=$(CURVES)" $(PARALLEL) $(TOGETHER) seed=$(SEEDS) $(TABLE1_OVER_TRAINING) $(ARGS)
 	$(foreach e,table1 table2,$(RUN) scripts/report.py experiment=$(e) scale=$(SCALE) "outputs=$(CURVES)" $(REPORTED) &&) true
 
@@ -144,8 +146,8 @@ EXPERIMENTS = $(if $(filter all,$(EXPERIMENT)),table1 table2,$(EXPERIMENT))
 figures: $(READY)  ## the reports of the runs that exist, with the paper's figures: EXPERIMENT=table1|table2|all
 	$(foreach e,$(EXPERIMENTS),$(RUN) scripts/report.py experiment=$(e) $(COMMON) $(REPORTED) &&) true
 
-PICTURES = "$(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png" "$(OUTPUTS)/table2/$(SCALE)/report/figures/figure_8_end.png" \
-	"$(CURVES)/table1/$(SCALE)/report/figures/figure_6.png" "$(CURVES)/table2/$(SCALE)/report/figures/figure_7.png"
+PICTURES = "$(OUTPUTS)/table1/$(SCALE)/report/figures/appendix_g.png" "$(CURVES)/table1/$(SCALE)/report/figures/figure_6.png" \
+	"$(CURVES)/table2/$(SCALE)/report/figures/figure_7.png" "$(CURVES)/table2/$(SCALE)/report/figures/figure_8.png"
 
 pictures: figures  ## docs/pictures, from the runs that exist: a table's, and those that reproduce-ablations puts into OUTPUTS/curves
 	mkdir -p docs/pictures
