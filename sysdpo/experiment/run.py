@@ -170,7 +170,7 @@ def _is_elsewhere(config: DictConfig, resolved: dict[str, Any], folder: RunFolde
         return False
     with folder.held():
         take_over(folder, source, resolved, own)
-    log.info("%s: %s is the same run and has trained it", folder.path, source.path)
+    log.info("%s: has been trained as %s; taken over", folder.path, source.path)
     return folder.is_finished(own)
 
 
