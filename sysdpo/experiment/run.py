@@ -73,7 +73,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
         resolved.pop(name, None)
     folder = RunFolder(Path(config.run_folder))
     own = identity(resolved, data_content(config))
-    if processes.by_first(lambda: folder.is_finished(own) or _is_elsewhere(config, resolved, folder, own)):
+    if processes.by_first(lambda: folder.is_finished(own) or _taken_over(config, resolved, folder, own)):
         log.info("%s is finished: nothing to do", folder.path)
         if (mark := _logged(config, folder)) and not mark.exists():  # killed before its logger ended, or one set since
             _log_history(config, resolved, folder, own)
@@ -160,7 +160,7 @@ def check_names(config: DictConfig) -> None:
             )
 
 
-def _is_elsewhere(config: DictConfig, resolved: dict[str, Any], folder: RunFolder, own: Identity) -> bool:
+def _taken_over(config: DictConfig, resolved: dict[str, Any], folder: RunFolder, own: Identity) -> bool:
     """Take over what an equal run of another table or sweep has found; True if nothing is left to do."""
     if folder.identity is not None:
         return False

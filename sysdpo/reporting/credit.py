@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from sysdpo.reporting.tables import MethodRow, Table
+from sysdpo.reporting.tables import MethodRow, Table, show_mean
 
 BUDGET = {
     "answers": "answers sampled to train on",
@@ -25,12 +25,8 @@ def budgets(table: Table) -> Lines:
     for row in table.rows:
         known = [budget for run in row.runs.values() if (budget := run.budget) is not None]
         if known:
-            lines.append([row.title, *(_mean([b[name] for b in known if name in b]) for name in BUDGET)])
+            lines.append([row.title, *(show_mean([budget.get(name) for budget in known], ",.0f") for name in BUDGET)])
     return [["Method", *BUDGET.values()], *lines] if lines else []
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{mean(map(float, values)):,.0f}" if values else "–"
 
 
 def earners(table: Table) -> Iterator[tuple[str, Lines]]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sysdpo.reporting.pooling import pool
+from sysdpo.reporting.credit import BUDGET
+from sysdpo.reporting.pooling import Cell, pool
 from sysdpo.reporting.sweeps import Point, Sweep, SweepJob, draw, read_sweep
-from sysdpo.reporting.tables import aligned
+from sysdpo.reporting.tables import aligned, places_of, show_cell, show_mean
 from sysdpo.runs.files import write_text
 from sysdpo.runs.folder import RunFolder
 
@@ -39,27 +38,21 @@ def as_markdown(sweep: Sweep) -> str:
     points: dict[Point, list[SweepJob]] = {}
     for job in sweep.jobs:
         points.setdefault(tuple(job.values.get(axis, "–") for axis in sweep.axes), []).append(job)
-    lines = [[*sweep.axes.values(), "seeds", *sweep.metrics.values(), *SHOWN.values(), "CPU s of training"]]
-    for point, jobs in points.items():
-        runs = [job.run for job in jobs if job.status == "finished"]
-        figures = [_figure(runs, metric, heading) for metric, heading in sweep.metrics.items()]
-        samples = [_mean([(run.metrics or {}).get(name) for run in runs], 2) for name in SHOWN]
-        took = _mean([(run.budget or {}).get("cpu_seconds") for run in runs], 0)
-        lines.append([*point, str(len(runs)), *figures, *samples, took])
+    lines = [[*sweep.axes.values(), "seeds", *sweep.metrics.values(), *SHOWN.values(), BUDGET["cpu_seconds"]]]
+    runs = {point: [job.run for job in jobs if job.status == "finished"] for point, jobs in points.items()}
+    figures = [
+        _column([pool(own, metric)[0] for own in runs.values()], sweep.metrics[metric]) for metric in sweep.metrics
+    ]
+    for (point, own), *cells in zip(runs.items(), *figures, strict=True):
+        samples = [show_mean([(run.metrics or {}).get(name) for run in own], ".2f") for name in SHOWN]
+        took = show_mean([(run.budget or {}).get("cpu_seconds") for run in own], ".0f")
+        lines.append([*point, str(len(own)), *cells, *samples, took])
     return aligned(lines)
 
 
-def _figure(runs: Sequence[RunFolder], metric: str, heading: str) -> str:
-    cell, _ = pool(runs, metric)
-    if cell is None:
-        return "–"
-    places = 1 if "%" in heading or abs(cell.value) >= 10 else 3
-    return f"{cell.value:z.{places}f}" + ("" if cell.se is None else f" ± {cell.se:.{places}f}")
-
-
-def _mean(values: Sequence[float | None], places: int) -> str:
-    known = [value for value in values if value is not None]
-    return f"{np.mean(known):.{places}f}" if known else "–"
+def _column(cells: Sequence[Cell | None], heading: str) -> list[str]:
+    places = places_of(heading, [abs(cell.value) for cell in cells if cell is not None])
+    return ["–" if cell is None else show_cell(cell, places) for cell in cells]
 
 
 def as_csv(sweep: Sweep) -> str:

@@ -4,9 +4,10 @@ import csv
 import io
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -310,7 +311,10 @@ def show(table: Table, row: MethodRow, metric: str) -> str:
     """`66.4 ± 2.1`; all figures of a column have the same number of decimals."""
     if metric not in row.cells:
         return row.gap
-    cell, places = row.cells[metric], decimals(table, metric)
+    return show_cell(row.cells[metric], decimals(table, metric))
+
+
+def show_cell(cell: Cell, places: int) -> str:
     error = "" if cell.se is None else f" ± {cell.se:.{places}f}"
     return f"{cell.value:z.{places}f}{error}"
 
@@ -325,4 +329,15 @@ def decimals(table: Table, metric: str) -> int:
     """One decimal for percentages, three for figures around one."""
     ours = [abs(row.cells[metric].value) for row in table.rows if metric in row.cells]
     papers = [abs(row.paper[metric]) for row in table.rows if metric in row.paper]
-    return 1 if "%" in table.metrics[metric] or max(ours + papers, default=0.0) >= 10 else 3
+    return places_of(table.metrics[metric], ours + papers)
+
+
+def places_of(heading: str, sizes: Sequence[float]) -> int:
+    """Decimals of a column, from its heading and the sizes of its figures."""
+    return 1 if "%" in heading or max(sizes, default=0.0) >= 10 else 3
+
+
+def show_mean(values: Iterable[float | None], form: str) -> str:
+    """The mean of the values that are known, in a format of Python's; – of none."""
+    known = [float(value) for value in values if value is not None]
+    return f"{mean(known):{form}}" if known else "–"

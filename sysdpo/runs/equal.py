@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from sysdpo.runs.files import SUMS, write_json, write_text
+from sysdpo.runs.files import SUMS
 from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.identity import Identity
 
@@ -15,9 +13,10 @@ PLACES = ("*/*/*/seed=*", "*/*/sweeps/*/*")
 """Where runs lie below `outputs`: rows of tables, jobs of sweeps."""
 NAMES = ("run_id", ".logged-*")
 """Files by which others know a run; one that is taken over has its own."""
-RESULTS = ("metrics.json", "samples", "steps")
+RESULTS = ("samples", "steps")
 """What an evaluation found: of no use to a run that is evaluated otherwise."""
 LAST = ("config.yaml", "identity.json", "metrics.json", SUMS)
+"""What makes a folder a run, and a run a finished one: written when all else is there."""
 
 
 def find_equal(outputs: Path, own: Identity, judged_alike: bool) -> RunFolder | None:
@@ -27,10 +26,9 @@ def find_equal(outputs: Path, own: Identity, judged_alike: bool) -> RunFolder | 
         judged_alike: only a run with the same evaluation counts. Without it, such a one is preferred.
     """
     found = [RunFolder(file.parent) for place in PLACES for file in sorted(outputs.glob(f"{place}/identity.json"))]
-    trained = [run for run in found if (held := run.identity) is not None and held.training == own.training]
-    alike = [run for run in trained if run.identity == own]
-    others = [] if judged_alike else [run for run in trained if run not in alike]
-    return next((run for run in (*alike, *others) if run.metrics is not None and run.fault() is None), None)
+    trained = [(run, held) for run in found if (held := run.identity) is not None and held.training == own.training]
+    alike_first = sorted(trained, key=lambda each: each[1] != own)
+    return next((run for run, held in alike_first if (held == own or not judged_alike) and run.fault() is None), None)
 
 
 def take_over(folder: RunFolder, source: RunFolder, config: Mapping[str, Any], own: Identity) -> None:
@@ -38,15 +36,13 @@ def take_over(folder: RunFolder, source: RunFolder, config: Mapping[str, Any], o
 
     Killed on the way, the folder is fresh still, or an interrupted run with all of its updates.
     """
-    metrics = source.metrics or {}
-    left = shutil.ignore_patterns(*NAMES, *LAST, *(() if source.identity == own else RESULTS))
+    alike = source.identity == own
+    left = shutil.ignore_patterns(*NAMES, *LAST, *(() if alike else RESULTS))
 
     def ignored(place: str, names: list[str]) -> set[str]:
         return left(place, names) if Path(place) == source.path else set()
 
     shutil.copytree(source.path, folder.path, dirs_exist_ok=True, ignore=ignored)
-    if source.identity == own:
-        write_text(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-        write_text(folder.path / "run_id", f"{folder.run_id(own)}\n")
-        write_json(folder.path / "identity.json", vars(own))
-        folder.finish(metrics)
+    if alike:
+        folder.describe(config, own, folder.run_id(own))
+        folder.finish(source.metrics or {})

@@ -282,12 +282,16 @@ class RunFolder:
         elif held is not None and held.evaluation != own.evaluation:
             self._set_results_aside()
         remove(self.path / UNSERVED)
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-        write_json(self.path / "identity.json", vars(own))
+        self.describe(config, own, run_id)
         opened = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         write_json(self.path / "environment.json", {"opened": opened, "device": device, **environment()})
+
+    def describe(self, config: Mapping[str, Any], own: Identity, run_id: str | None = None) -> None:
+        """Write down which run the folder holds, and by which name others know it."""
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         if run_id is not None:
             write_text(self.path / "run_id", f"{run_id}\n")
+        write_json(self.path / "identity.json", vars(own))
 
     def _set_aside(self) -> None:
         """Keep a run of another training beside this one: a result is never lost."""
