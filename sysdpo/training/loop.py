@@ -80,7 +80,7 @@ class TrainingSettings(OnPolicySettings):
             )
         if self.patience is not None and not self.validate_every:
             raise SettingError(f"training.patience={self.patience} needs validations; set training.validate_every.")
-        self.check_on_policy()
+        self.check_on_policy(self.steps)
 
 
 def check_training(system: CompoundSystem, settings: TrainingSettings) -> None:

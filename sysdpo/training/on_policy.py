@@ -48,11 +48,16 @@ class OnPolicySettings:
     reference: Reference = "fixed"
     reference_decay: float = 0.99
 
-    def check_on_policy(self) -> None:
-        """Refuse settings that contradict each other."""
+    def check_on_policy(self, steps: int) -> None:
+        """Refuse settings that contradict each other, or a run of so few updates that no pair would be drawn anew."""
         if not self.redraw_every and (self.replay or self.reference == "previous"):
             named = "reference=previous" if self.reference == "previous" else f"replay={self.replay}"
             raise SettingError(f"training.{named} needs fresh pairs; set training.redraw_every.")
+        if self.redraw_every >= steps > 0:
+            raise SettingError(
+                f"training.redraw_every={self.redraw_every}: no pair would be drawn anew in training.steps={steps} "
+                "updates; draw more often, or train longer."
+            )
 
 
 @dataclass

@@ -179,7 +179,8 @@ class TestReference:
     def test_a_moving_average_moves_by_its_rate(self, tmp_path: Path) -> None:
         system = make_two_llm()
         start = trainable_state(system)
-        run = trainer(system, make_pairs_for(system, 5), tmp_path, reference="ema", reference_decay=0.75, steps=1)
+        changes = {"reference": "ema", "reference_decay": 0.75, "steps": 1, "redraw_every": 0, "replay": 0.0}
+        run = trainer(system, make_pairs_for(system, 5), tmp_path, **changes)
         run.on_policy.close = lambda: None  # type: ignore[method-assign]
         run.run()
         assert run.on_policy.reference is not None
@@ -300,6 +301,7 @@ def test_credit_adds_up_to_the_margin_of_each_pair() -> None:
         ({"reference": "last"}, r"training\.reference: unknown 'last'"),
         ({"redraw_every": 0, "replay": 0.0, "reference": "previous"}, r"reference=previous needs fresh pairs"),
         ({"redraw_every": 0, "replay": 0.5}, r"replay=0\.5 needs fresh pairs"),
+        ({"redraw_every": 4, "steps": 4}, r"redraw_every=4: no pair would be drawn anew in training\.steps=4"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], line: str) -> None:

@@ -134,7 +134,7 @@ def test_what_ships_is_right_and_every_key_at_the_top_is_known(overrides: tuple[
     parts = {name for name in config if name not in READ}
     assert parts <= {
         *("llm", "sampler", "judge", "scorer", "bound", "prompt", "parser", "captioner", "diffusion"),
-        *("device", "manner", "max_new_tokens", "max_draft_tokens", "best_of"),
+        *("device", "manner", "max_new_tokens", "max_draft_tokens", "best_of", "budget"),
     }, "a new key at the top: commands that read it by name list it in sysdpo.cli.schema.effect.READ"
 
 

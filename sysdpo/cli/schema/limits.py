@@ -80,6 +80,7 @@ TOP: dict[str, Kind] = {
     "device": kind("text", limits=DEVICE),
     **dict.fromkeys(("max_new_tokens", "max_draft_tokens"), kind("whole", limits=LIMITS["max_new_tokens"])),
     "best_of": kind("whole", limits=LIMITS["best_of"]),
+    "budget": kind("mapping", item=kind("whole", limits=COUNT)),
     **dict.fromkeys(("evaluation", "labels", "evaluation_system"), kind("mapping", "null")),
     "curve_rows": kind("whole", "null", limits=COUNT),
     "evaluation_batch_size": kind("whole", limits=LIMITS["batch_size"]),
