@@ -285,15 +285,18 @@ def contrast_lines(table: Table) -> Iterator[tuple[str, str, str, str]]:
     """What is compared, the metric's heading, the difference with its error, and their ratio."""
     titles = {row.method: row.title for row in table.rows}
     for contrast in table.contrasts:
-        places = decimals(table, contrast.metric)
-        error = "" if contrast.cell.se is None else f" ± {contrast.cell.se:.{places}f}"
-        ratio = contrast.standard_errors
         yield (
             " − ".join(titles.get(method, method) for method in (contrast.minuend, contrast.subtrahend)),
             table.metrics.get(contrast.metric, contrast.metric),
-            f"{contrast.cell.value:+z.{places}f}{error}",
-            "–" if ratio is None else f"{ratio:+z.1f}",
+            *show_contrast(contrast, decimals(table, contrast.metric)),
         )
+
+
+def show_contrast(contrast: Contrast, places: int) -> tuple[str, str]:
+    """`+2.4 ± 0.6` and its ratio, `+4.1`."""
+    error = "" if contrast.cell.se is None else f" ± {contrast.cell.se:.{places}f}"
+    ratio = contrast.standard_errors
+    return f"{contrast.cell.value:+z.{places}f}{error}", "–" if ratio is None else f"{ratio:+z.1f}"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

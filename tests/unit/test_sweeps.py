@@ -28,7 +28,8 @@ from sysdpo.errors import SettingError
 from sysdpo.paths import CONF
 from sysdpo.reporting.sweep_summary import summarise
 from sysdpo.reporting.sweeps import heat_maps, lines_or_points, read_sweep
-from sysdpo.runs.folder import RunFolder, write_json
+from sysdpo.runs.files import write_json, write_jsonl
+from sysdpo.runs.folder import RunFolder
 from sysdpo.runs.identity import identity
 from sysdpo.runs.json_log import JsonLogger
 from tests.unit.test_reporting import FIGURES, NUMBERS, POOLED, write_run
@@ -245,6 +246,25 @@ def test_the_table_has_a_line_a_point_with_its_seeds_pooled(tmp_path: Path) -> N
         ["2", "0.1", "2", "50.5 ± 1.5", "1.75", "–", "12"],
         ["4", "0.1", "1", "61.0 ± 1.5", "–", "–", "–"],
         ["8", "1", "0", "–", "–", "–", "–"],
+    ]
+
+
+def test_points_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
+    a_sweep(tmp_path, {"sampler.k": "k", "b": "b"}, {("2", "1"): 50, ("4", "5"): 60, ("4", "1"): 70}, seeds=2)
+    scored = {"2-1": [[40, 60, 50, 50]] * 2, "4-5": [[50, 60, 60, 70]] * 2, "4-1": [[60, 80, 50, 70], [80, 80, 70, 70]]}
+    for point, seeds in scored.items():
+        for seed, numbers in enumerate(seeds):
+            write_jsonl(tmp_path / f"{point}-{seed}" / "samples" / "evaluation.jsonl", [{"wr": n} for n in numbers])
+    summarise(tmp_path)
+    _, below = (tmp_path / "summary.md").read_text().split("\n\n")
+    header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in below.splitlines())
+    assert header == ["Difference, prompt by prompt (k, b)", "in", "value", "standard errors"]
+    # 4, 1 over its seeds: 70 80 60 70. Less 2, 1: 30 20 10 20, squares 200. Less 4, 5: 20 20 0 0, squares 400.
+    # 4, 5 less 2, 1, which is the first point: 10 0 10 20, squares 200
+    assert lines == [
+        ["4, 5 − 2, 1", "Win rate", "+10.0 ± 4.1", "+2.4"],
+        ["4, 1 − 2, 1", "Win rate", "+20.0 ± 4.1", "+4.9"],
+        ["4, 1 − 4, 5", "Win rate", "+10.0 ± 5.8", "+1.7"],
     ]
 
 
