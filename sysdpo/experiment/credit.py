@@ -1,11 +1,13 @@
 """Who earned it: each component's share of the margin of every pair, which the graph's factorisation gives for free."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from sysdpo import processes
+from sysdpo.progress import progress
 from sysdpo.seeds import stream
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.loop import TrainingSettings
@@ -13,6 +15,8 @@ from sysdpo.training.objectives import Objective
 
 PAIRS = 240
 """Training pairs that are looked at, at equal distances: enough for a mean by prompt family."""
+SHARE = 0.25
+"""Or as many as this share of those that training has read, if these are fewer: the report is not to cost more."""
 
 FAMILIES = ("family", "attribute")
 """Columns of the data that say of what kind a prompt is."""
@@ -29,9 +33,11 @@ def credit(
         the objective is Direct. In SysDPO-Sampling the margin is a log of a sum; the shares are then the mean moves of
         the samples that explain each side.
     """
-    some = list(pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS])
+    most = min(PAIRS, math.ceil(SHARE * settings.steps * settings.batch_size))
+    some = list(pairs[:: max(1, len(pairs) // most)][:most])
     records: list[dict[str, Any]] = []
-    for turn in processes.turns(len(some), settings.micro_batch_size):
+    turns = processes.turns(len(some), settings.micro_batch_size)
+    for turn in progress(turns, "who earned it", total=len(turns)):
         part, own = [some[i] for i in turn], []
         compared = objective.compare(system, part, [stream(settings.seed, settings.steps, p.index) for p in part])
         for i, pair in enumerate(part):

@@ -282,6 +282,8 @@ def test_credit_adds_up_to_the_margin_of_each_pair() -> None:
     records = credit(system, Direct(), pairs, TrainingSettings(**SETTINGS))
     assert [record["family"] for record in records] == ["even", "odd", "even", "odd", "even"]
     assert [record["row"] for record in records] == [1, 2, 3, 4, 5]
+    short = TrainingSettings(**{**SETTINGS, "steps": 4, "batch_size": 2})
+    assert [record["row"] for record in credit(system, Direct(), pairs, short)] == [1, 3], "a quarter of what was read"
     for pair, record in zip(pairs, records, strict=True):
         own = {}
         for side, sign in (("chosen", 1), ("rejected", -1)):
