@@ -183,9 +183,13 @@ def _mismatches(config: Mapping[str, Any], rows: Sequence[MethodRow]) -> Iterato
             if keys:
                 yield f"{row.method}: seed {seed} was run with another config than seed {configs[0][0]}: {_list(keys)}."
         mine = _dataset(comparable(config))
+        others: dict[str, list[int]] = {}
         for seed, other in configs:
             if keys := differences(mine, _dataset(other)):
-                yield f"{row.method}, seed {seed}: not the data set of this report's config: {_list(keys)}."
+                others.setdefault(_list(keys), []).append(seed)
+        for listed, seeds in others.items():
+            which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            yield f"{row.method}, {which}: not the data set of this report's config: {listed}."
 
 
 def _dataset(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def test_seeds_of_different_configs_are_named(root: Path, methods: Path) -> None
 @pytest.mark.parametrize(("key", "change"), [("prompts", "9 / 4"), ("seed", "9 / None")])
 def test_a_run_on_other_data_is_named(root: Path, methods: Path, key: str, change: str) -> None:
     notes = table_of(root, methods, dataset={"name": "riddles", "prompts": 4, key: 9}).notes
-    assert f"plain, seed 1: not the data set of this report's config: dataset.{key} {change}." in notes
+    assert f"plain, seeds 0, 1: not the data set of this report's config: dataset.{key} {change}." in notes
 
 
 def test_two_judges_in_one_table_are_named(root: Path, methods: Path) -> None:
