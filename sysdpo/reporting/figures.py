@@ -25,7 +25,7 @@ from sysdpo.runs.folder import RunFolder
 # Okabe and Ito's colours, which stay apart for colour-blind readers, without the two that vanish on white or black
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: 42 lines are told apart
 INK = "#3c4043"
 
 MARGINS = {

@@ -10,16 +10,13 @@ from typing import Any
 from sysdpo.reporting.contrasts import make_contrasts
 from sysdpo.reporting.credit import BUDGET
 from sysdpo.reporting.pooling import Cell, pool
-from sysdpo.reporting.sweeps import Point, Sweep, draw, read_sweep
+from sysdpo.reporting.sweeps import ABSENT, Point, Sweep, draw, read_sweep
 from sysdpo.reporting.tables import CONTRAST_HEADINGS, aligned, places_of, show_cell, show_contrast, show_mean
 from sysdpo.runs.files import write_text
 from sysdpo.runs.folder import RunFolder
 
 OF_SAMPLES = ("sampling/", "grad_norm/")
 """What a run says of its intermediate samples: how many count, how far the two sides disagree, who has a gradient."""
-
-ABSENT = "–"
-"""Of a setting that a point does not vary."""
 
 SHOWN = {"sampling/effective_samples": "effective samples", "sampling/distinct_bigrams": "distinct bigrams"}
 """Those of a point's line in `summary.md`."""

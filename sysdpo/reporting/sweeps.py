@@ -24,6 +24,9 @@ from sysdpo.runs.folder import RunFolder
 MAX_FACETS = 9
 """More heat maps than this are one: the mean over the settings that would tell them apart."""
 
+ABSENT = "–"
+"""In the place of a setting's value, of a job that does not vary it."""
+
 Point = tuple[str, ...]  # values of some axes
 
 
@@ -152,8 +155,8 @@ def lines_or_points(sweep: Sweep, metric: str, jobs: Jobs, numeric: Sequence[str
             runs = [
                 job.run
                 for job in jobs
-                if (not numeric or tuple(job.values.get(a, "–") for a in others) == line)
-                and ", ".join(job.values.get(a, "–") for a in along) == position
+                if (not numeric or tuple(job.values.get(a, ABSENT) for a in others) == line)
+                and ", ".join(job.values.get(a, ABSENT) for a in along) == position
             ]
             cell, _ = pool(runs, metric)
             if cell is not None:
@@ -201,7 +204,7 @@ def _title(sweep: Sweep, metric: str, note: str) -> str:
 
 def _combinations(jobs: Jobs, axes: Sequence[str]) -> list[Point]:
     """The distinct values of some settings together, in the order in which jobs come."""
-    return list(dict.fromkeys(tuple(job.values.get(axis, "–") for axis in axes) for job in jobs))
+    return list(dict.fromkeys(tuple(job.values.get(axis, ABSENT) for axis in axes) for job in jobs))
 
 
 def _sorted(jobs: Jobs, axis: str) -> list[str]:
