@@ -24,7 +24,7 @@ from sysdpo.training.on_policy import taken
 
 @dataclass(frozen=True)
 class GroupRelative:
-    """Updates, learning rates and clipping are those of the joint run; an interrupted run begins anew.
+    """Updates, learning rates, clipping and prompts at a time are the joint run's; an interrupted run begins anew.
 
     Args:
         prompts: of an update.
@@ -64,17 +64,21 @@ class GroupRelative:
             total += calls
             optimizer.zero_grad(set_to_none=True)
             rewards = torch.tensor(scores)
-            loss = self._loss(task, drawn, rewards)
-            loss.backward()
+            loss = 0.0
+            for start in range(0, len(drawn), settings.micro_batch_size):
+                some = slice(start, start + settings.micro_batch_size)
+                part = self._loss(task, drawn[some], rewards[some]).sum() / len(drawn)
+                part.backward()
+                loss += part.item()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
             optimizer.step()
             warmup.step()
-            line = {"step": step + 1, "loss": loss.item(), "reward": float(rewards.mean()), "grad_norm": norm}
+            line = {"step": step + 1, "loss": loss, "reward": float(rewards.mean()), "grad_norm": norm}
             append_line(task.folder / "metrics.jsonl", {**line, "seconds": time.perf_counter() - began})
         return {"answers": float(settings.steps * self.prompts * self.samples), "judge_calls": float(total)}
 
     def _loss(self, task: Task, drawn: Sequence[Sequence[dict[str, Any]]], rewards: torch.Tensor) -> torch.Tensor:
-        """The mean over the prompts, of the joint log-probabilities of all their answers at once."""
+        """Of each prompt: [P], from the joint log-probabilities of its answers."""
         log_probs = task.system.log_prob([row for own in drawn for row in own])
         joint = torch.stack(list(log_probs.values())).sum(0).view(len(drawn), self.samples)
-        return group_relative_loss(joint, group_advantages(rewards)).mean()
+        return group_relative_loss(joint, group_advantages(rewards))

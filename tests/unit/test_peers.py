@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sysdpo.peers.ddr import DataRewards
 from sysdpo.peers.magrpo import GroupRelative
 from sysdpo.peers.sft import ChosenSFT, completions
 from sysdpo.peers.task import Task
+from sysdpo.runs.folder import read_jsonl
 from sysdpo.system import CompoundSystem, Pair
 from sysdpo.training.checkpoints import trainable_state
 from sysdpo.training.loop import Trainer, TrainingSettings
@@ -184,6 +186,19 @@ class TestGroupRelative:
         moved = trainable_state(system)
         for component in ("psi1", "psi2"):
             assert any(not torch.equal(moved[n], start[n]) for n in start if component in n), component
+
+    def test_prompts_at_a_time_change_nothing(self, tmp_path: Path) -> None:
+        lines = {}
+        for size in (1, 4):
+            given = task(make_two_llm(), tmp_path / str(size))
+            given = replace(given, settings=replace(given.settings, micro_batch_size=size))
+            GroupRelative(prompts=4, samples=3).train(given)
+            lines[size] = read_jsonl(given.folder / "metrics.jsonl")
+        for one, all_ in zip(lines[1], lines[4], strict=True):
+            assert one["reward"] == all_["reward"]
+            assert one["loss"] == pytest.approx(all_["loss"], abs=1e-5)
+            assert one["grad_norm"] == pytest.approx(all_["grad_norm"], rel=1e-4)
+            assert one["grad_norm"] > 0
 
 
 class TestWithoutReference:
