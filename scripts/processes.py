@@ -29,7 +29,8 @@ ROWS = {
     ("table1", "sysdpo_direct"): "SysDPO-Direct, texts and images",
 }
 STEPS = 21
-OF_TABLE = {"table1": [], "table2": ["budget.redraw_every=20"]}  # sysdpo_on_policy: pairs for the last
+# sysdpo_on_policy draws fresh pairs once, for the last update
+OF_TABLE = {"table1": [], "table2": [f"budget.redraw_every={STEPS - 1}"]}
 RATE = 1e-4  # AdamW carries rounding on, times the rate; a draw near a tie may then fall on the other side
 SPEED = {
     "mini": ["training.steps=8", "training.validate_every=0", "dataset.prompts=100", "dataset.evaluation_prompts=24"],

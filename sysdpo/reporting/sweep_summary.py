@@ -10,7 +10,7 @@ from typing import Any
 from sysdpo.reporting.contrasts import make_contrasts
 from sysdpo.reporting.credit import BUDGET
 from sysdpo.reporting.pooling import Cell, pool
-from sysdpo.reporting.sweeps import ABSENT, Point, Sweep, draw, read_sweep
+from sysdpo.reporting.sweeps import Point, Sweep, draw, read_sweep
 from sysdpo.reporting.tables import CONTRAST_HEADINGS, aligned, places_of, show_cell, show_contrast, show_mean
 from sysdpo.runs.files import write_text
 from sysdpo.runs.folder import RunFolder
@@ -61,7 +61,7 @@ def differences(sweep: Sweep) -> str:
         for i, earlier in enumerate(points[:j])
         if i == 0 or sum(a != b for a, b in zip(later, earlier, strict=True)) == 1
     ]
-    names = {point: ", ".join(value for value in point if value != ABSENT) for point in points}
+    names = {point: ", ".join(point) for point in points}
     asked = {metric: [(names[one], names[other]) for one, other in pairs] for metric in sweep.metrics}
     found = make_contrasts(asked, {names[point]: own for point, own in runs.items()})
     heading, *others = CONTRAST_HEADINGS
@@ -77,7 +77,7 @@ def _runs(sweep: Sweep) -> dict[Point, dict[int, RunFolder]]:
     """The finished runs of each point, by seed."""
     points: dict[Point, dict[int, RunFolder]] = {}
     for job in sweep.jobs:
-        own = points.setdefault(tuple(job.values.get(axis, ABSENT) for axis in sweep.axes), {})
+        own = points.setdefault(job.at(sweep.axes), {})
         if job.status == "finished":
             own[int((job.run.metrics or {}).get("seed", 0))] = job.run
     return points

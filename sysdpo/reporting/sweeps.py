@@ -5,7 +5,7 @@ A heat map where two numeric settings vary, a line plot for one, points with err
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,10 @@ class SweepJob:
     @property
     def status(self) -> str:
         return "failed" if self.error else "finished" if self.run.metrics is not None else "missing"
+
+    def at(self, axes: Iterable[str]) -> Point:
+        """Its values of some axes."""
+        return tuple(self.values.get(axis, ABSENT) for axis in axes)
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
@@ -155,8 +159,7 @@ def lines_or_points(sweep: Sweep, metric: str, jobs: Jobs, numeric: Sequence[str
             runs = [
                 job.run
                 for job in jobs
-                if (not numeric or tuple(job.values.get(a, ABSENT) for a in others) == line)
-                and ", ".join(job.values.get(a, ABSENT) for a in along) == position
+                if (not numeric or job.at(others) == line) and ", ".join(job.at(along)) == position
             ]
             cell, _ = pool(runs, metric)
             if cell is not None:
@@ -204,7 +207,7 @@ def _title(sweep: Sweep, metric: str, note: str) -> str:
 
 def _combinations(jobs: Jobs, axes: Sequence[str]) -> list[Point]:
     """The distinct values of some settings together, in the order in which jobs come."""
-    return list(dict.fromkeys(tuple(job.values.get(axis, ABSENT) for axis in axes) for job in jobs))
+    return list(dict.fromkeys(job.at(axes) for job in jobs))
 
 
 def _sorted(jobs: Jobs, axis: str) -> list[str]:

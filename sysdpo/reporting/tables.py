@@ -298,9 +298,8 @@ def contrast_lines(table: Table) -> Iterator[tuple[str, str, str, str]]:
 
 def show_contrast(contrast: Contrast, places: int) -> tuple[str, str]:
     """`+2.4 ± 0.6` and its ratio, `+4.1`."""
-    error = "" if contrast.cell.se is None else f" ± {contrast.cell.se:.{places}f}"
     ratio = contrast.standard_errors
-    return f"{contrast.cell.value:+z.{places}f}{error}", "–" if ratio is None else f"{ratio:+z.1f}"
+    return show_cell(contrast.cell, places, "+"), "–" if ratio is None else f"{ratio:+z.1f}"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -321,9 +320,9 @@ def show(table: Table, row: MethodRow, metric: str) -> str:
     return show_cell(row.cells[metric], decimals(table, metric))
 
 
-def show_cell(cell: Cell, places: int) -> str:
+def show_cell(cell: Cell, places: int, sign: str = "") -> str:
     error = "" if cell.se is None else f" ± {cell.se:.{places}f}"
-    return f"{cell.value:z.{places}f}{error}"
+    return f"{cell.value:{sign}z.{places}f}{error}"
 
 
 def show_paper(table: Table, row: MethodRow, metric: str) -> str:

@@ -53,7 +53,7 @@ class OnPolicySettings:
         if not self.redraw_every and (self.replay or self.reference == "previous"):
             named = "reference=previous" if self.reference == "previous" else f"replay={self.replay}"
             raise SettingError(f"training.{named} needs fresh pairs; set training.redraw_every.")
-        if self.redraw_every >= steps > 0:
+        if self.redraw_every >= steps:
             raise SettingError(
                 f"training.redraw_every={self.redraw_every}: no pair would be drawn anew in training.steps={steps} "
                 "updates; draw more often, or train longer."
