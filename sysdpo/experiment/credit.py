@@ -36,7 +36,7 @@ def credit(
     most = min(PAIRS, math.ceil(SHARE * settings.steps * settings.batch_size))
     some = list(pairs[:: max(1, len(pairs) // most)][:most])
     records: list[dict[str, Any]] = []
-    turns = processes.turns(len(some), settings.draw_batch_size or settings.micro_batch_size)
+    turns = processes.turns(len(some), settings.micro_batch_size)
     for turn in progress(turns, "who earned it", total=len(turns)):
         part, own = [some[i] for i in turn], []
         compared = objective.compare(system, part, [stream(settings.seed, settings.steps, p.index) for p in part])
