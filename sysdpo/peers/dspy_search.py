@@ -93,7 +93,7 @@ def main(task_file: str, found_file: str) -> None:
         max_bootstrapped_demos=task["demonstrations"],
         max_labeled_demos=0,
         num_candidate_programs=task["candidates"],
-        num_threads=1,
+        num_threads=task["threads"],
         metric_threshold=task["threshold"],
         max_errors=10 * len(examples),  # a demonstration that does not fit the context is a failure, which loses
     )

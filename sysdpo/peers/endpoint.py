@@ -2,9 +2,11 @@
 
 import json
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,12 +15,18 @@ from sysdpo.components.text.language_model import LanguageModel
 from sysdpo.errors import SettingError
 from sysdpo.seeds import stream
 
+GATHER = 0.02
+"""Seconds without a new request after which those that wait are answered together."""
+Asked = tuple[tuple[int, ...], int, Future[list[int]]]
+"""A prompt's ids, the seed of its answer, and where the answer's ids go."""
+
 
 class Endpoint:
     """`POST /v1/chat/completions` with `model`, the component's name, and `messages`; `POST /score` with anything.
 
     A component draws as its config says (`generation`), whatever temperature is asked for: what is searched with is
-    what is judged. The n-th time that something is asked has a stream of its own.
+    what is judged. The n-th time that something is asked has a stream of its own. Requests to one component that come
+    together are drawn as one batch, which can move an answer's probabilities by their last bits and no more.
 
     Args:
         models: by the name that a request gives.
@@ -33,7 +41,9 @@ class Endpoint:
         self.asked: Counter[str] = Counter()
         """Answers drawn by each component; and of `/score`, how often it was asked."""
         self._times: Counter[str] = Counter()
-        self._one = threading.Lock()
+        self._waiting: dict[str, list[Asked]] = {name: [] for name in models}
+        self._counting = threading.Lock()
+        self._computing = threading.Lock()
 
     @contextmanager
     def serving(self) -> Iterator[str]:
@@ -55,15 +65,13 @@ class Endpoint:
         Raises:
             SettingError: there is no such model or path, or the prompt exceeds the model's context.
         """
-        with self._one:  # one computation at a time, in the order of the requests
-            if path == "/score":
+        if path == "/score":
+            with self._computing:
                 self.asked["/score"] += 1
                 return {"score": self.score(content)}
-            if path != "/v1/chat/completions" or content.get("model") not in self.models:
-                raise SettingError(
-                    f"{path}, model {content.get('model')!r}: this endpoint has {', '.join(self.models)}"
-                )
-            return self._complete(str(content["model"]), content["messages"])
+        if path != "/v1/chat/completions" or content.get("model") not in self.models:
+            raise SettingError(f"{path}, model {content.get('model')!r}: this endpoint has {', '.join(self.models)}")
+        return self._complete(str(content["model"]), content["messages"])
 
     def _complete(self, name: str, messages: list[dict[str, str]]) -> dict[str, Any]:
         codec = self.models[name].codec
@@ -71,26 +79,53 @@ class Endpoint:
         if codec.max_length is not None and len(prompt) + codec.max_new_tokens > codec.max_length:
             raise SettingError(f"a prompt of {len(prompt)} tokens exceeds the context of {codec.max_length}")
         key = json.dumps([name, messages])
-        self._times[key] += 1
-        self.asked[name] += 1
-        model = self.models[name]
-        if model.generation is None:
-            raise SettingError(f"component {name!r} has no way to generate; set model.generation.")
-        seed = stream(self.seed, zlib.crc32(key.encode()), self._times[key])
-        ids = model.draw_ids([prompt], 1, [seed], model.generation)[0][0]
-        text = codec.decode(ids)
+        answer: Future[list[int]] = Future()
+        with self._counting:
+            self._times[key] += 1
+            self.asked[name] += 1
+            number, seed = self.asked[name], stream(self.seed, zlib.crc32(key.encode()), self._times[key])
+            self._waiting[name].append((prompt, seed, answer))
+        with self._computing:
+            if not answer.done():
+                self._answer_waiting(name)
+        ids = answer.result()
         return {
-            "id": f"{name}-{self.asked[name]}",
+            "id": f"{name}-{number}",
             "object": "chat.completion",
             "created": 0,
             "model": name,
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": codec.decode(ids)},
+                    "finish_reason": "stop",
+                }
+            ],
             "usage": {
                 "prompt_tokens": len(prompt),
                 "completion_tokens": len(ids),
                 "total_tokens": len(prompt) + len(ids),
             },
         }
+
+    def _answer_waiting(self, name: str) -> None:
+        waiting, seen = self._waiting[name], 0
+        while len(waiting) > seen:
+            seen = len(waiting)
+            time.sleep(GATHER)
+        with self._counting:
+            together, self._waiting[name] = self._waiting[name], []
+        model = self.models[name]
+        try:
+            if model.generation is None:
+                raise SettingError(f"component {name!r} has no way to generate; set model.generation.")
+            prompts, seeds, answers = zip(*together, strict=True)
+            for answer, (ids,) in zip(answers, model.draw_ids(prompts, 1, seeds, model.generation), strict=True):
+                answer.set_result(ids)
+        except Exception as error:
+            for _, _, answer in together:
+                if not answer.done():
+                    answer.set_exception(error)
 
 
 class _Handler(BaseHTTPRequestHandler):

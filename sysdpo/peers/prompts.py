@@ -24,6 +24,8 @@ from sysdpo.seeds import stream
 SCRIPT = Path(__file__).with_name("dspy_search.py")
 SPARE = 8
 """Tokens of the context that demonstrations leave free: the longest prompt may be none of the training set's."""
+THREADS = 16
+"""Prompts that the search asks at the same time, answered as one batch."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class FewShot:
                 "demonstrations": self.demonstrations,
                 "candidates": self.candidates,
                 "threshold": self.threshold,
+                "threads": THREADS,
             }
             write_json(task.folder / "dspy" / "task.json", content)
             self._run(task.folder / "dspy")

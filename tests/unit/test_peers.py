@@ -1,7 +1,10 @@
 """The peers of SysDPO: what each learns from, in which order, and what it says that it took."""
 
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from sysdpo.errors import SettingError
 from sysdpo.evaluation.measures import WinRates
 from sysdpo.losses import group_advantages, group_relative_loss
 from sysdpo.peers.ddr import DataRewards
+from sysdpo.peers.endpoint import Endpoint
 from sysdpo.peers.magrpo import GroupRelative
 from sysdpo.peers.sft import ChosenSFT, completions
 from sysdpo.peers.task import Task
@@ -250,3 +254,49 @@ def test_prompts_are_told_apart_by_their_inputs(tmp_path: Path) -> None:
     assert [p.index for p in twice.prompts()] == [0, 1, 2, 3]
     assert [p.index for p in twice.prompts(2)] == [0, 1]
     assert isinstance(twice.pairs[0], Pair)
+
+
+class TestEndpoint:
+    """The components over HTTP, as DSPy's search asks them."""
+
+    @staticmethod
+    def ask(url: str, model: str, text: str) -> str:
+        content = {"model": model, "messages": [{"role": "user", "content": text}]}
+        request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(content).encode())
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            answer: str = json.load(reply)["choices"][0]["message"]["content"]
+            return answer
+
+    def test_what_comes_together_is_one_batch_and_gets_the_answers_of_one_after_another(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = make_two_llm().component("psi1")
+        assert isinstance(model, LanguageModel)
+        batches: list[int] = []
+        draw = model.draw_ids
+
+        def drawn(prompts: Any, *rest: Any) -> Any:
+            batches.append(len(prompts))
+            return draw(prompts, *rest)
+
+        monkeypatch.setattr(model, "draw_ids", drawn)
+        monkeypatch.setattr("sysdpo.peers.endpoint.GATHER", 0.3)
+        texts = [f"question {i} " * (i + 1) for i in range(6)]
+        with Endpoint({"psi1": model}, score=len).serving() as url:
+            serial = [self.ask(url, "psi1", text) for text in texts]
+        assert batches == [1] * 6
+        with Endpoint({"psi1": model}, score=len).serving() as url, ThreadPoolExecutor(6) as pool:
+            together = list(pool.map(lambda text: self.ask(url, "psi1", text), texts))
+        assert batches[6:] == [6]
+        assert together == serial
+        assert len(set(serial)) > 1
+
+    def test_what_it_cannot_answer_is_refused_and_the_rest_goes_on(self) -> None:
+        model = make_two_llm().component("psi1")
+        assert isinstance(model, LanguageModel)
+        with Endpoint({"psi1": model}, score=len).serving() as url:
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                self.ask(url, "psi9", "hello")
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                self.ask(url, "psi1", "hello " * 10_000)
+            assert isinstance(self.ask(url, "psi1", "hello"), str)
