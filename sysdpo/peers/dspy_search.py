@@ -85,9 +85,8 @@ def main(task_file: str, found_file: str) -> None:
         values = {v["name"]: prediction[v["name"]] for v in variables}
         return float(post(f"{url}/score", {"row": example.row, "values": values})["score"])
 
-    names = task["inputs"]
+    names, bootstrap = task["inputs"], task["bootstrap"]
     examples = [dspy.Example(**row, row=i).with_inputs(*names) for i, row in enumerate(task["rows"])]
-    half = len(examples) // 2
     search = BootstrapFewShotWithRandomSearch(
         metric=score,
         max_bootstrapped_demos=task["demonstrations"],
@@ -97,7 +96,7 @@ def main(task_file: str, found_file: str) -> None:
         metric_threshold=task["threshold"],
         max_errors=10 * len(examples),  # a demonstration that does not fit the context is a failure, which loses
     )
-    program = search.compile(System(variables, lms), trainset=examples[:half], valset=examples[half:])
+    program = search.compile(System(variables, lms), trainset=examples[:bootstrap], valset=examples[bootstrap:])
     found = {}
     for variable in variables:
         demos = [dict(demo) for demo in getattr(program, f"draw_{variable['name']}").demos]

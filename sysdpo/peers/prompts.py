@@ -4,6 +4,7 @@ DSPy runs in an environment of its own, `make setup-dspy`, and asks the componen
 changed by `FewShot`; `BetterTogether` then trains the weights on traces of the system with these prompts.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -18,8 +19,11 @@ from sysdpo.errors import SettingError, TooLong
 from sysdpo.peers.endpoint import Endpoint
 from sysdpo.peers.sft import fine_tune
 from sysdpo.peers.task import Task
+from sysdpo.progress import bar
 from sysdpo.runs.files import write_json, write_jsonl
 from sysdpo.seeds import stream
+from sysdpo.system import Pair
+from sysdpo.training.fingerprint import fingerprint
 
 SCRIPT = Path(__file__).with_name("dspy_search.py")
 SPARE = 8
@@ -31,6 +35,8 @@ THREADS = 16
 @dataclass(frozen=True)
 class FewShot:
     """DSPy's BootstrapFewShotWithRandomSearch on the system's graph, a predictor for each variable.
+
+    What is found is kept in `dspy/found.json` of the run: an interrupted run that had found it does not search again.
 
     Args:
         python: the interpreter of an environment that has DSPy.
@@ -55,32 +61,49 @@ class FewShot:
         """Set the components' demonstrations; returns what the search took."""
         models = task.language_models("dspy")
         pairs = task.prompts(self.prompts)
-        variables = [_describe(task, variable.name, models) for variable in task.system.graph.generated]
         if len(pairs) < 2:
             raise SettingError(f"trainer.prompts={self.prompts}: half are to choose by; give at least 2.")
-
-        def score(content: dict[str, Any]) -> float:
-            rated, _ = task.rank([pairs[content["row"]]], [[content["values"]]])
-            return rated[0][0]
-
-        endpoint = Endpoint(models, score, task.settings.seed)
-        with endpoint.serving() as url:
-            content = {
-                "url": url,
-                "variables": variables,
-                "inputs": [v.name for v in task.system.graph.inputs],
-                "rows": [dict(pair.inputs) for pair in pairs],
-                "max_tokens": max(model.codec.max_new_tokens for model in models.values()),
-                "demonstrations": self.demonstrations,
-                "candidates": self.candidates,
-                "threshold": self.threshold,
-                "threads": THREADS,
-            }
-            write_json(task.folder / "dspy" / "task.json", content)
-            self._run(task.folder / "dspy")
-        found = json.loads((task.folder / "dspy" / "found.json").read_text(encoding="utf-8"))["examples"]
+        variables = [_describe(task, variable.name, models) for variable in task.system.graph.generated]
+        content = {
+            "variables": variables,
+            "inputs": [v.name for v in task.system.graph.inputs],
+            "rows": [dict(pair.inputs) for pair in pairs],
+            "bootstrap": len(pairs) // 2,
+            "max_tokens": max(model.codec.max_new_tokens for model in models.values()),
+            "demonstrations": self.demonstrations,
+            "candidates": self.candidates,
+            "threshold": self.threshold,
+            "threads": THREADS,
+        }
+        own = [content, fingerprint(task.system, None, task.pairs, [], task.settings)]
+        digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:16]
+        file = task.folder / "dspy" / "found.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if found.get("search") != digest:
+            spent = self._found(task, models, pairs, content)
+            found = {**json.loads(file.read_text(encoding="utf-8")), "spent": spent, "search": digest}
+            write_json(file, found)
         for variable in variables:
-            _show(task, models[variable["component"]], found[variable["name"]])
+            _show(task, models[variable["component"]], found["examples"][variable["name"]])
+        taken: dict[str, float] = found["spent"]
+        return taken
+
+    def _found(
+        self, task: Task, models: Mapping[str, LanguageModel], pairs: Sequence[Pair], content: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Let DSPy search, which writes `found.json`; returns what that took."""
+        programs = self.candidates + 3  # DSPy also tries none, labelled ones (here none), and the first bootstrapped
+        with bar("demonstrations", total=programs * (len(pairs) - content["bootstrap"])) as shown:
+
+            def score(asked: dict[str, Any]) -> float:
+                rated, _ = task.rank([pairs[asked["row"]]], [[asked["values"]]])
+                shown.update(asked["row"] >= content["bootstrap"])
+                return rated[0][0]
+
+            endpoint = Endpoint(models, score, task.settings.seed)
+            with endpoint.serving() as url:
+                write_json(task.folder / "dspy" / "task.json", {**content, "url": url})
+                self._run(task.folder / "dspy")
         finals = {v.component for v in task.system.graph.finals}
         answers = sum(endpoint.asked[name] for name in models if name in finals)
         drafts = sum(endpoint.asked[name] for name in models) - answers
