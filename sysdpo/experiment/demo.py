@@ -38,7 +38,7 @@ def demonstrate(config: DictConfig) -> str:
     if OmegaConf.is_missing(config, "run"):
         raise SettingError("run is not set; give the folder of a finished run: run=outputs/…/seed=0")
     run = RunFolder(Path(config.run))
-    metrics = _metrics(run)
+    _check_finished(run)
     inputs = _inputs(variables(run.config or {}, "input"), config)
     system, trained = load_run(run, device=config.device)
     rows = [inputs] * config.samples
@@ -48,7 +48,7 @@ def demonstrate(config: DictConfig) -> str:
     with system.reference():
         before = system.generate(rows, seeds)
     lines = [f"{', '.join(trained)} of {run.path}, seed {config.seed}"]
-    if metrics.get("best_step") == 0:
+    if run.kept_untrained:
         lines.append("No weights beat the untrained ones in validation, so before and after are the same.")
     lines += [_side_by_side(system.graph, *sides) for sides in zip(before, after, strict=True)]
     sheet = [line for sides in zip(before, after, strict=True) if (line := _pictures(system.graph, *sides))]
@@ -67,12 +67,11 @@ def load_run(run: RunFolder, device: str = "auto") -> tuple[CompoundSystem, list
     return system, trained
 
 
-def _metrics(run: RunFolder) -> dict[str, Any]:
+def _check_finished(run: RunFolder) -> None:
     if run.config is None:
         raise SettingError(f"run={run.path}: there is no run in this folder; make one first: make reproduce-table2")
     if run.metrics is None:
         raise SettingError(f"run={run.path}: the run is not finished; the command that began it goes on with it.")
-    return run.metrics
 
 
 def _on(content: Any, device: str) -> Any:

@@ -6,7 +6,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -43,7 +43,7 @@ class Endpoint:
         self._times: Counter[str] = Counter()
         self._waiting: dict[str, list[Asked]] = {name: [] for name in models}
         self._counting = threading.Lock()
-        self._computing = threading.Lock()
+        self._computer = ThreadPoolExecutor(max_workers=1)  # a thread that computes keeps memory and threads of its own
 
     @contextmanager
     def serving(self) -> Iterator[str]:
@@ -66,9 +66,9 @@ class Endpoint:
             SettingError: there is no such model or path, or the prompt exceeds the model's context.
         """
         if path == "/score":
-            with self._computing:
+            with self._counting:
                 self.asked["/score"] += 1
-                return {"score": self.score(content)}
+            return {"score": self._computer.submit(self.score, content).result()}
         if path != "/v1/chat/completions" or content.get("model") not in self.models:
             raise SettingError(f"{path}, model {content.get('model')!r}: this endpoint has {', '.join(self.models)}")
         return self._complete(str(content["model"]), content["messages"])
@@ -85,9 +85,7 @@ class Endpoint:
             self.asked[name] += 1
             number, seed = self.asked[name], stream(self.seed, zlib.crc32(key.encode()), self._times[key])
             self._waiting[name].append((prompt, seed, answer))
-        with self._computing:
-            if not answer.done():
-                self._answer_waiting(name)
+        self._computer.submit(self._answer_waiting, name)
         ids = answer.result()
         return {
             "id": f"{name}-{number}",
@@ -115,6 +113,8 @@ class Endpoint:
             time.sleep(GATHER)
         with self._counting:
             together, self._waiting[name] = self._waiting[name], []
+        if not together:  # an earlier batch had them
+            return
         model = self.models[name]
         try:
             if model.generation is None:

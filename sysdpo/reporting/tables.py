@@ -115,6 +115,7 @@ def make_table(config: Mapping[str, Any], method_folder: Path, overrides: Sequen
     )
     notes += _gaps(table, int(config.get("seed", 0)))
     notes += _mismatches(config, rows)
+    notes += _untrained(rows)
     return table
 
 
@@ -188,8 +189,20 @@ def _mismatches(config: Mapping[str, Any], rows: Sequence[MethodRow]) -> Iterato
             if keys := differences(mine, _dataset(other)):
                 others.setdefault(_list(keys), []).append(seed)
         for listed, seeds in others.items():
-            which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-            yield f"{row.method}, {which}: not the data set of this report's config: {listed}."
+            yield f"{row.method}, {_which(seeds)}: not the data set of this report's config: {listed}."
+
+
+def _untrained(rows: Sequence[MethodRow]) -> Iterator[str]:
+    for row in rows:
+        if seeds := [seed for seed, run in row.runs.items() if run.kept_untrained]:
+            yield (
+                f"{row.method}, {_which(seeds)}: no weights beat the untrained ones in validation, so these are its "
+                "figures. training.validate_every=0 keeps the last weights."
+            )
+
+
+def _which(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _dataset(flat: Mapping[str, Any]) -> dict[str, Any]:

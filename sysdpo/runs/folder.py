@@ -104,6 +104,11 @@ class RunFolder:
         return self._mapping("metrics.json")
 
     @property
+    def kept_untrained(self) -> bool:
+        """Whether it trained, and validation kept what there was before."""
+        return (self.metrics or {}).get("best_step") == 0
+
+    @property
     def config(self) -> dict[str, Any] | None:
         file = self.path / "config.yaml"
         try:

@@ -237,6 +237,15 @@ def test_a_run_on_other_data_is_named(root: Path, methods: Path, key: str, chang
     assert f"plain, seeds 0, 1: not the data set of this report's config: dataset.{key} {change}." in notes
 
 
+def test_a_row_whose_training_was_thrown_away_is_named(root: Path, methods: Path) -> None:
+    for seed, best in ((0, 0), (1, 40)):
+        file = root / "ours" / f"seed={seed}" / "metrics.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "best_step": best}))
+    notes = [note for note in table_of(root, methods).notes if "in validation" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith("ours, seed 0: no weights beat the untrained ones in validation")
+
+
 def test_two_judges_in_one_table_are_named(root: Path, methods: Path) -> None:
     file = root / "plain" / "seed=1" / "metrics.json"
     file.write_text(file.read_text().replace("oracle", "coin"))
