@@ -18,22 +18,22 @@ from sysdpo.rehearsal.run import KEY_NAME, _clear, _text, missing
 from sysdpo.rehearsal.stand_ins import KEY, judge_server, make_stand_ins
 from sysdpo.tasks.progression.scorers.transient import build_transient_resnet50
 
-EXPERIMENTS = ("table1", "table2", "moa")
+REHEARSALS = ("table1", "table1_sd35", "table2", "moa")
 PLACES = ("path", "folder", "base_url", "cache_dir")
 """What says where something lies."""
-ALLOWED = {"weights": "random", "parser": "even", "assume_yes": True}
+ALLOWED = {"weights": "random", "parser": "even", "assume_yes": True, "model@diffusion": "sd35_medium"}
 
 
-def overrides_of(experiment: str) -> dict[str, Any]:
+def content_of(rehearsal: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        content: Any = OmegaConf.to_container(compose("rehearse", [f"rehearsal={experiment}"]), resolve=True)
-    return dict(content["overrides"])
+        content: Any = OmegaConf.to_container(compose("rehearse", [f"rehearsal={rehearsal}"]), resolve=True)
+    return dict(content)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_only_sizes_counts_and_places_are_changed(experiment: str) -> None:
+@pytest.mark.parametrize("rehearsal", REHEARSALS)
+def test_only_sizes_counts_and_places_are_changed(rehearsal: str) -> None:
     """Every override is a number or a list of numbers, except for what random weights and no network ask for."""
-    for key, value in overrides_of(experiment).items():
+    for key, value in content_of(rehearsal)["overrides"].items():
         last = key.split(".")[-1]
         if last in ALLOWED:
             assert value == ALLOWED[last]
@@ -50,12 +50,13 @@ def leaves(value: Any) -> list[Any]:
     return [leaf for each in value for leaf in leaves(each)] if isinstance(value, list) else [value]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_paper_scale_composes_with_them(experiment: str) -> None:
-    small = [f"{key}={_text(value)}" for key, value in overrides_of(experiment).items()]
+@pytest.mark.parametrize("rehearsal", REHEARSALS)
+def test_the_paper_scale_composes_with_them(rehearsal: str) -> None:
+    content = content_of(rehearsal)
+    small = [f"{key}={_text(value)}" for key, value in content["overrides"].items()]
     OverridesParser.create().parse_overrides(small)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"experiment={experiment}", "scale=paper", *small])
+        config = compose("config", [f"experiment={content['experiment']}", "scale=paper", *small])
     assert config.training.steps < 10
     models = [c.model for c in config.system.components.values() if "model" in c]
     assert {model.weights for model in models} == {"random"}
