@@ -45,7 +45,7 @@ REPORTED = $(filter-out method=% seed=% distributed=%,$(ARGS))
 	reproduce-open-questions reproduce-ablations reproduce-theory \
 	report-table1 report-table2 report-table2_roles report-moa report-peers \
 	sweep-table1 sweep-table2 figures pictures demo evaluate dashboard wandb-sync wandb-workspace docs draw-systems plan \
-	fetch rehearse rehearse-table1 rehearse-table1_sd35 rehearse-table2 rehearse-moa check-data \
+	fetch rehearse check-data \
 	benchmark benchmark-table benchmark-gpu faults processes test test-slow test-gpu lint clean
 
 help:  ## this list
@@ -169,11 +169,13 @@ STEP ?=
 evaluate: $(READY)  ## judge a checkpoint that a run has kept, for the curves over training: FOLDER=run STEP=55
 	$(RUN) scripts/evaluate.py run=$(FOLDER) $(if $(STEP),step=$(STEP)) $(ARGS)
 
-REHEARSED = $(if $(filter all,$(EXPERIMENT)),table1 table1_sd35 table2 moa,$(EXPERIMENT))
+REHEARSALS = table1 table1_sd35 table2 moa
+REHEARSED = $(if $(filter all,$(EXPERIMENT)),$(REHEARSALS),$(EXPERIMENT))
+.PHONY: $(addprefix rehearse-,$(REHEARSALS))
 
 rehearse: $(addprefix rehearse-,$(REHEARSED))  ## scale=paper from end to end on any machine, with everything small: EXPERIMENT=table1|table1_sd35|table2|moa|all
 
-rehearse-table1 rehearse-table1_sd35 rehearse-table2 rehearse-moa: rehearse-%: $(READY)
+$(addprefix rehearse-,$(REHEARSALS)): rehearse-%: $(READY)
 	$(RUN) scripts/rehearse.py rehearsal=$* "outputs=$(OUTPUTS)/rehearsal/$*" $(ARGS)
 
 plan: $(READY)  ## memory, hours, disk and cost of a run before it is started: SCALE=paper EXPERIMENT=table1 ARGS="plan.gpu=a100_80gb"

@@ -244,11 +244,6 @@ def align(
         metrics = {"best_step": best.step}
         if settings.validate_every:
             metrics["validation_margin"] = best.margin
-            if best.step == 0:
-                log.warning(
-                    "no weights beat the untrained ones in validation, which are kept; training.validate_every=0 "
-                    "keeps the last ones"
-                )
         metrics |= sampling_means(processes.by_first(lambda: RunFolder(folder).history))
     system.save(folder / "adapters")
     shares = credit(system, objective, data.train, settings)

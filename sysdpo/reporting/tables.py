@@ -196,8 +196,8 @@ def _untrained(rows: Sequence[MethodRow]) -> Iterator[str]:
     for row in rows:
         if seeds := [seed for seed, run in row.runs.items() if run.kept_untrained]:
             yield (
-                f"{row.method}, {_which(seeds)}: no weights beat the untrained ones in validation, so these are its "
-                "figures. training.validate_every=0 keeps the last weights."
+                f"{row.method}, {_which(seeds)}: no weights beat the untrained ones in validation, so the figures are "
+                "the untrained system's. training.validate_every=0 keeps the last weights."
             )
 
 

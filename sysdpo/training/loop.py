@@ -270,6 +270,11 @@ class Trainer:
         self.on_policy.close()
         if not self.settings.validate_every:
             return Best(step=self.step)
+        if self.best.step == 0:
+            log.warning(
+                "no weights beat the untrained ones in validation, which are kept; training.validate_every=0 "
+                "keeps the last ones"
+            )
         load_trainable(self.system, self.best.state)
         return self.best
 

@@ -450,7 +450,7 @@ def test_without_validation_the_last_weights_are_the_best_ones(tmp_path: Path) -
     assert trainer.run().step == 3
 
 
-def test_weights_that_never_beat_the_start_are_not_chosen(tmp_path: Path) -> None:
+def test_weights_that_never_beat_the_start_are_not_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Falling(Scripted):
         margins = (-1.0, -2.0, -3.0, -4.0)
 
@@ -459,6 +459,7 @@ def test_weights_that_never_beat_the_start_are_not_chosen(tmp_path: Path) -> Non
     train(system, pairs, tmp_path, Falling(), validation=pairs[:2], validate_every=1)
     for name, value in trainable_state(system).items():
         assert torch.equal(value, before[name]), name
+    assert "training.validate_every=0" in caplog.text
 
 
 def test_training_raises_the_margin_of_what_it_is_shown(tmp_path: Path) -> None:
